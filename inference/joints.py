@@ -1,0 +1,158 @@
+"""Joint sets: names, flip pairs, limbs, groups and colours.
+
+A joint set says what the channels of a network mean. COCO-17 and CrowdPose-14 are built in; others are
+read from a JSON file with the keys of :class:`JointSet`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+# Suffixes that a run adds to the label field next to `<label_field>_<joint>`.
+RESERVED_NAMES = frozenset({"max", "keypoints", "confidence", "num_people", "status"})
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class JointSet:
+    """The joints of a pose network, in the order of its channels.
+
+    Attributes:
+        name: what the set is called, e.g. ``"coco-17"``
+        joints: K joint names, lower case with underscores
+        flip: K indices; ``flip[k]`` is the joint that joint k becomes in a mirrored image
+        limbs: pairs of joint indices that a skeleton connects
+        grouping_order: the order in which grouping meets the joints, most reliable first
+        sigmas: K constants of the object keypoint similarity (OKS), as published with COCO
+    """
+
+    name: str
+    joints: tuple[str, ...]
+    flip: tuple[int, ...]
+    limbs: tuple[tuple[int, int], ...]
+    grouping_order: tuple[int, ...]
+    sigmas: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        count = len(self.joints)
+        for joint in self.joints:
+            if joint in RESERVED_NAMES or not _NAME.fullmatch(joint):
+                raise ValueError(
+                    f"Joint set '{self.name}' cannot have a joint named '{joint}': use lower-case letters, digits "
+                    f"and underscores, and none of {', '.join(sorted(RESERVED_NAMES))}."
+                )
+        if len(set(self.joints)) != count:
+            raise ValueError(f"Joint set '{self.name}' names a joint twice; every joint needs a name of its own.")
+        for what, order in (("flip", self.flip), ("grouping_order", self.grouping_order)):
+            if sorted(order) != list(range(count)):
+                raise ValueError(f"Joint set '{self.name}': '{what}' must list each of 0 to {count - 1} once.")
+        if len(self.sigmas) != count:
+            raise ValueError(f"Joint set '{self.name}': 'sigmas' must have {count} numbers, one per joint.")
+        if any(not 0 <= joint < count for limb in self.limbs for joint in limb):
+            raise ValueError(f"Joint set '{self.name}': 'limbs' must be pairs of joint indices below {count}.")
+
+    def __len__(self) -> int:
+        return len(self.joints)
+
+    @property
+    def colors(self) -> dict[str, str]:
+        """A colour ``#rrggbb`` per joint: warm on the person's left, cool on the right, neutral in the middle."""
+        left = ("#ffd166", "#ff9f1c", "#ff6b35", "#ef476f", "#f15bb5", "#d81159", "#ffb3c6", "#c1121f")
+        right = ("#a0e7e5", "#06d6a0", "#00bbf9", "#118ab2", "#3a86ff", "#8338ec", "#9bf6a3", "#0a9396")
+        middle = ("#ffffff", "#d9ed92", "#cdb4db")
+        pools = {"left": iter(left * 9), "right": iter(right * 9), "": iter(middle * 9)}
+        return {joint: next(pools[_side(joint)]) for joint in self.joints}
+
+    @staticmethod
+    def from_json(path: str | Path) -> JointSet:
+        """Read a joint set from a JSON file.
+
+        Raises:
+            ValueError: if the file is not a joint set; the message says what is wrong with it
+        """
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            return JointSet(
+                name=str(values["name"]),
+                joints=tuple(values["joints"]),
+                flip=tuple(values["flip"]),
+                limbs=tuple((a, b) for a, b in values["limbs"]),
+                grouping_order=tuple(values.get("grouping_order", range(len(values["joints"])))),
+                sigmas=tuple(values.get("sigmas", [0.079] * len(values["joints"]))),
+            )
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path} is not a joint set ({error}). It needs the keys name, joints, flip and limbs."
+            ) from error
+
+
+def _side(joint: str) -> str:
+    return joint.split("_")[0] if joint.startswith(("left_", "right_")) else ""
+
+
+COCO = JointSet(
+    name="coco-17",
+    joints=(
+        "nose",
+        "left_eye",
+        "right_eye",
+        "left_ear",
+        "right_ear",
+        "left_shoulder",
+        "right_shoulder",
+        "left_elbow",
+        "right_elbow",
+        "left_wrist",
+        "right_wrist",
+        "left_hip",
+        "right_hip",
+        "left_knee",
+        "right_knee",
+        "left_ankle",
+        "right_ankle",
+    ),
+    flip=(0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15),
+    limbs=(
+        (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7),
+        (6, 8), (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+    ),  # fmt: skip
+    grouping_order=(0, 1, 2, 3, 4, 5, 6, 11, 12, 7, 8, 9, 10, 13, 14, 15, 16),
+    sigmas=(
+        0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087,
+        0.089, 0.089,
+    ),  # fmt: skip
+)
+
+CROWDPOSE = JointSet(
+    name="crowdpose-14",
+    joints=(
+        "left_shoulder",
+        "right_shoulder",
+        "left_elbow",
+        "right_elbow",
+        "left_wrist",
+        "right_wrist",
+        "left_hip",
+        "right_hip",
+        "left_knee",
+        "right_knee",
+        "left_ankle",
+        "right_ankle",
+        "head",
+        "neck",
+    ),
+    flip=(1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 12, 13),
+    limbs=(
+        (12, 13), (13, 0), (13, 1), (0, 2), (2, 4), (1, 3), (3, 5), (0, 6), (1, 7), (6, 7), (6, 8), (8, 10), (7, 9),
+        (9, 11),
+    ),  # fmt: skip
+    grouping_order=(12, 13, 0, 1, 6, 7, 2, 3, 4, 5, 8, 9, 10, 11),
+    sigmas=(
+        0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089, 0.079, 0.079,
+    ),  # fmt: skip
+)
+
+JOINT_SETS = {joint_set.name: joint_set for joint_set in (COCO, CROWDPOSE)}

@@ -1,0 +1,195 @@
+"""HigherHRNet: "Scale-Aware Representation Learning for Bottom-Up Human Pose Estimation" (arXiv 1908.10357).
+
+An HRNet backbone keeps a high-resolution branch through all stages. A first head predicts heatmaps and
+associative-embedding tags at 1/4 of the input; a transposed convolution over features and that prediction leads
+to a second head with heatmaps at 1/2. Modules stand in the order in which the data meets them, and parameter names
+are those of the published checkpoints. Shapes at the line ends: B images, K joints, C = width, input H x W.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of a HigherHRNet. The defaults are the published W32.
+
+    Attributes:
+        width: channels C of the highest-resolution branch; branch b has C * 2**b
+        stem_blocks: bottlenecks before the branches
+        modules: high-resolution modules in stages 2, 3 and 4
+        blocks: basic blocks per branch and module
+        deconv_blocks: basic blocks after the transposed convolution
+        joints: number of joints K
+        shared_tag: one tag channel for all joints instead of one each
+    """
+
+    width: int = 32
+    stem_blocks: int = 4
+    modules: tuple[int, int, int] = (1, 4, 3)
+    blocks: int = 4
+    deconv_blocks: int = 4
+    joints: int = 17
+    shared_tag: bool = False
+
+    @property
+    def tags(self) -> int:
+        """Number of tag channels."""
+        return 1 if self.shared_tag else self.joints
+
+    @staticmethod
+    def from_dict(values: dict) -> NetworkConfig:
+        """The configuration that :meth:`to_dict` wrote (JSON has lists where this has tuples)."""
+        return NetworkConfig(**{**values, "modules": tuple(values["modules"])})
+
+    def to_dict(self) -> dict:
+        return {**asdict(self), "modules": list(self.modules)}
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, relu: bool = True) -> nn.Sequential:
+    layers: list[nn.Module] = [
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
+    return nn.Sequential(*layers, *([nn.ReLU(inplace=True)] if relu else []))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a shortcut."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(y)) + x)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions with a shortcut; the output has four times ``channels``."""
+
+    def __init__(self, inputs: int, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, channels, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, 4 * channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = conv_bn(inputs, 4 * channels, 1, relu=False) if inputs != 4 * channels else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.relu(self.bn3(self.conv3(y)) + shortcut)
+
+
+class HighResolutionModule(nn.Module):
+    """Parallel branches, then every output branch sums all branches at its own resolution."""
+
+    def __init__(self, channels: list[int], blocks: int, outputs: int):
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Sequential(*[BasicBlock(c) for _ in range(blocks)]) for c in channels)
+        self.fuse_layers = nn.ModuleList(
+            nn.ModuleList(_fuse_layer(channels, source, target) for source in range(len(channels)))
+            for target in range(outputs)
+        )
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        xs = [branch(x) for branch, x in zip(self.branches, xs, strict=True)]
+        fused = []
+        for layers in self.fuse_layers:
+            total = layers[0](xs[0])
+            for layer, x in zip(list(layers)[1:], xs[1:], strict=True):
+                total = total + layer(x)
+            fused.append(self.relu(total))
+        return fused
+
+
+def _fuse_layer(channels: list[int], source: int, target: int) -> nn.Module:
+    """From branch ``source`` to the resolution and channels of branch ``target``."""
+    if source == target:
+        return nn.Identity()
+    if source > target:  # lower resolution: project, then enlarge
+        up = nn.Upsample(scale_factor=2 ** (source - target), mode="nearest")
+        return nn.Sequential(*conv_bn(channels[source], channels[target], 1, relu=False), up)
+    steps = [conv_bn(channels[source], channels[source], stride=2) for _ in range(target - source - 1)]
+    return nn.Sequential(*steps, conv_bn(channels[source], channels[target], stride=2, relu=False))
+
+
+class HigherHRNet(nn.Module):
+    """Images to heatmaps and tags.
+
+    Args:
+        config: the sizes
+
+    Call with images (B, 3, H, W), float, RGB, normalised by the ImageNet mean and deviation, H and W multiples
+    of 32. Returns ``[(B, K + tags, H/4, W/4), (B, K, H/2, W/2)]``: heatmaps (about 0 to 1, unbounded) then tags,
+    and the finer heatmaps.
+    """
+
+    def __init__(self, config: NetworkConfig):
+        super().__init__()
+        self.config = config
+        widths = [config.width * 2**branch for branch in range(4)]
+
+        self.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.conv2 = nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = nn.Sequential(*[Bottleneck(64 if i == 0 else 256, 64) for i in range(config.stem_blocks)])
+
+        self.transition1 = nn.ModuleList([conv_bn(256, widths[0]), nn.Sequential(conv_bn(256, widths[1], stride=2))])
+        self.stage2 = self._stage(widths[:2], config.modules[0])
+        self.transition2 = self._new_branch(widths, 2)
+        self.stage3 = self._stage(widths[:3], config.modules[1])
+        self.transition3 = self._new_branch(widths, 3)
+        self.stage4 = self._stage(widths, config.modules[2], only_finest=True)
+
+        self.final_layers = nn.ModuleList(
+            [nn.Conv2d(widths[0], config.joints + config.tags, 1), nn.Conv2d(widths[0], config.joints, 1)]
+        )
+        deconv = nn.Sequential(
+            nn.ConvTranspose2d(widths[0] + config.joints + config.tags, widths[0], 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(inplace=True),
+        )
+        blocks = [nn.Sequential(BasicBlock(widths[0])) for _ in range(config.deconv_blocks)]
+        self.deconv_layers = nn.ModuleList([nn.Sequential(deconv, *blocks)])
+
+    def _stage(self, widths: list[int], modules: int, only_finest: bool = False) -> nn.Sequential:
+        outputs = [len(widths)] * (modules - 1) + [1 if only_finest else len(widths)]
+        return nn.Sequential(*[HighResolutionModule(widths, self.config.blocks, count) for count in outputs])
+
+    @staticmethod
+    def _new_branch(widths: list[int], branch: int) -> nn.ModuleList:
+        """Existing branches pass; the new one starts from the coarsest."""
+        new = nn.Sequential(conv_bn(widths[branch - 1], widths[branch], stride=2))
+        return nn.ModuleList([nn.Identity() for _ in range(branch)] + [new])
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = self.relu(self.bn1(self.conv1(images)))  # B, 64, H/2, W/2
+        x = self.relu(self.bn2(self.conv2(x)))  # B, 64, H/4, W/4
+        x = self.layer1(x)  # B, 256, H/4, W/4
+
+        xs = self.stage2([layer(x) for layer in self.transition1])  # B, C, H/4, W/4 and B, 2C, H/8, W/8
+        xs = self.stage3([*xs, self.transition2[2](xs[-1])])  # + B, 4C, H/16, W/16
+        xs = self.stage4([*xs, self.transition3[3](xs[-1])])  # from + B, 8C, H/32, W/32 to the finest only
+
+        features = xs[0]  # B, C, H/4, W/4
+        coarse = self.final_layers[0](features)  # B, K + tags, H/4, W/4
+        features = self.deconv_layers[0](torch.cat([features, coarse], dim=1))  # B, C, H/2, W/2
+        return [coarse, self.final_layers[1](features)]  # and B, K, H/2, W/2
