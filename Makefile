@@ -37,6 +37,8 @@ export FIFTYONE_DEFAULT_DATASET_DIR='$(HOME_DIR)/datasets'
 export FIFTYONE_CONFIG_PATH='$(HOME_DIR)/config.json'
 export FIFTYONE_APP_CONFIG_PATH='$(HOME_DIR)/app_config.json'
 export FIFTYONE_DO_NOT_TRACK=1
+# The MongoDB that comes with FiftyOne needs no check of its version; one of your own does.
+[ -n "$${FIFTYONE_DATABASE_URI:-}" ] || export FIFTYONE_DATABASE_VALIDATION=false
 # Lets the App's "Schedule" button queue runs for `fiftyone delegated launch`.
 export FIFTYONE_ALLOW_LEGACY_ORCHESTRATORS=true
 endef
