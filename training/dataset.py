@@ -1,0 +1,347 @@
+"""Photos with joints from tar shards, augmented into training batches.
+
+Shards are read in place (an index of byte offsets is made once). Every batch is a function of (seed, batch number)
+only, so a resumed run meets exactly the batches that it would have met.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from inference.joints import COCO
+
+JOINTS = len(COCO)
+PADDING = (124, 116, 104)  # ImageNet mean, RGB: about 0 after normalisation
+FULL = 255  # mask value of a pixel that counts fully
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo of a shard.
+
+    ``record`` is the JSON beside it. The WebP file is ``size`` bytes from ``offset`` of ``shard``.
+    """
+
+    shard: Path
+    offset: int
+    size: int
+    record: dict
+
+    @property
+    def set_name(self) -> str:
+        return self.shard.name.rsplit("-", 1)[0]
+
+    def image(self) -> np.ndarray:
+        """The photo, (height, width, 3) uint8 RGB."""
+        with self.shard.open("rb") as file:
+            data = os.pread(file.fileno(), self.size, self.offset)
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if image is None:
+            raise ValueError(f"{self.shard} is damaged at byte {self.offset}; fetch this shard again.")
+        return image
+
+
+def read_shards(folder: Path) -> list[Photo]:
+    """All photos of the ``*.tar`` shards in a folder, in a fixed order."""
+    photos = []
+    for shard in sorted(Path(folder).glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            members = {member.name: member for member in tar}
+            for name, member in members.items():
+                if name.endswith(".webp"):
+                    record = json.load(tar.extractfile(members[name.removesuffix(".webp") + ".json"]))
+                    photos.append(Photo(shard, member.offset_data, member.size, record))
+    if not photos:
+        raise ValueError(f"{folder} has no tar shards with photos; pass the folder that holds coco-000.tar and others.")
+    return photos
+
+
+def split(photos: list[Photo], coco: int, negative: int) -> tuple[list[Photo], list[Photo]]:
+    """Training photos and held-out photos.
+
+    Held out are the ``coco`` hand-labelled COCO photos and the ``negative`` person-free photos whose ids have the
+    smallest SHA-256: a rule that stays the same when photos are added or shards are cut anew.
+    """
+
+    def rank(photo: Photo) -> str:
+        return hashlib.sha256(f"{photo.record['source']}/{photo.record['id']}".encode()).hexdigest()
+
+    held: list[Photo] = []
+    for name, count in (("coco", coco), ("negative", negative)):
+        held += sorted((p for p in photos if p.set_name == name), key=rank)[:count]
+    chosen = {id(photo) for photo in held}
+    return [photo for photo in photos if id(photo) not in chosen], held
+
+
+def labelled(record: dict) -> list[dict]:
+    return [person for person in record["persons"] if person["num_keypoints"] > 0]
+
+
+# --- geometry of a crop: affine matrices (2, 3) from photo to crop, x to the right, (0, 0) = the corner of the
+# --- first pixel (not its centre)
+
+
+def random_affine(photo: Photo, size: int, rng: np.random.Generator, options: dict) -> np.ndarray:
+    """Where a training crop of ``size`` x ``size`` lies in the photo.
+
+    Three kinds of crop: ``zoom`` shows a person at 35 to 130% of the crop, ``background`` shows as little of people
+    as a few tries find (what keeps everyday objects from lighting up), the rest show most of the photo.
+    """
+    record = photo.record
+    width, height = record["width"], record["height"]
+    people = labelled(record)
+    kind = rng.random()
+    angle = rng.uniform(-15, 15)
+    if people and kind < options["zoom"]:
+        boxes = np.array([person["bbox"] for person in people])
+        importance = np.sqrt(boxes[:, 2] * boxes[:, 3])
+        x, y, w, h = boxes[rng.choice(len(boxes), p=importance / importance.sum())]
+        low, high = options["zoom_range"]
+        scale = size * np.exp(rng.uniform(np.log(low), np.log(high))) / max(w, h)
+        # Not so small that the crop is mostly padding, not so large that pixels show.
+        scale = float(np.clip(scale, size / max(width, height), options["max_enlargement"]))
+        centre = np.array([x + w * rng.uniform(0.25, 0.75), y + h * rng.uniform(0.25, 0.75)])
+        centre += rng.uniform(-0.12, 0.12, 2) * size / scale
+        angle = rng.uniform(-30, 30)
+    elif people and kind < options["zoom"] + options["background"]:
+        boxes = np.array([box for box in (*[p["bbox"] for p in people], *record["ignore"])])
+        best = np.inf
+        for _ in range(12):
+            s = size / min(width, height) * np.exp(rng.uniform(np.log(1.0), np.log(2.2)))
+            c = rng.uniform(0, 1, 2) * (width, height)
+            low_corner, high_corner = c - size / s / 2, c + size / s / 2
+            overlap = np.minimum(boxes[:, :2] + boxes[:, 2:], high_corner) - np.maximum(boxes[:, :2], low_corner)
+            people_area = overlap.clip(0).prod(1).sum()
+            inside = np.minimum(high_corner, (width, height)) - np.maximum(low_corner, 0)
+            badness = people_area - 0.3 * inside.prod()
+            if badness < best:
+                best, scale, centre = badness, s, c
+    else:
+        scale = size / min(width, height) * np.exp(rng.uniform(np.log(0.75), np.log(1.6)))
+        centre = rng.uniform(0, 1, 2) * (width, height)
+    half = 0.45 * size / scale  # the crop may reach over the border a little
+    extent = np.array([width, height])
+    centre = np.clip(centre, np.minimum(half, extent / 2), np.maximum(extent - half, extent / 2))
+    if rng.random() < 0.4:
+        angle = 0.0
+    aspect = np.exp(rng.uniform(-0.12, 0.12))
+    mirror = -1.0 if rng.random() < 0.5 else 1.0
+    cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    linear = scale * np.array([[cos, -sin], [sin, cos]]) @ np.diag([mirror * aspect, 1 / aspect])
+    return np.column_stack([linear, np.full(2, size / 2) - linear @ centre])
+
+
+def whole_affine(width: int, height: int, short_side: int, multiple: int = 32) -> tuple[np.ndarray, tuple[int, int]]:
+    """The photo at ``short_side`` in the corner of the smallest canvas (w, h) of whole multiples that holds it."""
+    scale = short_side / min(width, height)
+    canvas = tuple(int(np.ceil(round(side * scale) / multiple)) * multiple for side in (width, height))
+    return np.array([[scale, 0, 0], [0, scale, 0]]), canvas
+
+
+def warp(image: np.ndarray, affine: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The crop of ``size`` (w, h), uint8. OpenCV counts from pixel centres, hence the halves."""
+    centres = affine.copy()
+    centres[:, 2] += affine[:, :2] @ (0.5, 0.5) - 0.5
+    return cv2.warpAffine(image, centres, size, flags=cv2.INTER_LINEAR, borderValue=PADDING)
+
+
+def corners(box: list[float], affine: np.ndarray) -> np.ndarray:
+    """The four corners (4, 2) of ``[x, y, w, h]`` in the crop."""
+    x, y, w, h = box
+    return np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]]) @ affine[:, :2].T + affine[:, 2]
+
+
+def recolour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Random brightness, contrast, tint; sometimes grey, blurred or noisy. uint8 in and out."""
+    gain = rng.uniform(0.65, 1.35) * rng.uniform(0.92, 1.08, 3)
+    offset = 128 * (1 - gain) + rng.uniform(-30, 30)
+    table = np.clip(np.arange(256)[:, None] * gain + offset, 0, 255).astype(np.uint8)
+    image = cv2.LUT(image, table[None])
+    if rng.random() < 0.1:
+        image = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    if rng.random() < 0.1:
+        image = cv2.GaussianBlur(image, (3, 3), 0)
+    return image
+
+
+# --- targets
+
+
+def draw_heatmaps(joints: np.ndarray, sigmas: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Gaussians with peak 1, the maximum where they overlap.
+
+    Args:
+        joints: (P, K, 3) x, y in map pixels (corner origin), v; drawn where v > 0
+        sigmas: (P,) in map pixels
+        size: (h, w)
+
+    Returns:
+        (K, h, w) float32
+    """
+    height, width = size
+    maps = np.zeros((joints.shape[1], height, width), np.float32)
+    for person, sigma in zip(joints, sigmas, strict=True):
+        channels = np.flatnonzero(person[:, 2] > 0)
+        reach = int(np.ceil(3 * sigma))
+        offsets = np.arange(-reach, reach + 1)
+        x, y = person[channels, 0] - 0.5, person[channels, 1] - 0.5  # in units of pixel centres
+        columns = np.rint(x).astype(int)[:, None] + offsets  # N, patch
+        rows = np.rint(y).astype(int)[:, None] + offsets
+        across = np.exp(-((columns - x[:, None]) ** 2) / (2 * sigma**2)) * ((columns >= 0) & (columns < width))
+        down = np.exp(-((rows - y[:, None]) ** 2) / (2 * sigma**2)) * ((rows >= 0) & (rows < height))
+        patches = down[:, :, None] * across[:, None, :]
+        # One person has each channel once, so that patches never collide and plain indexing is safe.
+        index = (channels[:, None, None], rows.clip(0, height - 1)[:, :, None], columns.clip(0, width - 1)[:, None, :])
+        if channels.size and (rows.min() < 0 or columns.min() < 0 or rows.max() >= height or columns.max() >= width):
+            np.maximum.at(maps, index, patches.astype(np.float32))  # clipped indices repeat at the border
+        else:
+            maps[index] = np.maximum(maps[index], patches)
+    return maps
+
+
+def draw_mask(
+    record: dict, affine: np.ndarray, size: int, shown: list[dict], hidden: list[dict], teacher_background: int
+) -> np.ndarray:
+    """Which pixels of which channel count in the loss, at half of the crop.
+
+    Args:
+        record: of the photo
+        affine: photo to crop
+        size: of the crop
+        shown: people whose joints are drawn
+        hidden: labelled people too small to be drawn; what they cover does not count
+        teacher_background: weight (0 to 255) of a teacher-labelled photo outside of its labelled people, some of
+            whom the teacher missed
+
+    Returns:
+        (K, size/2, size/2) uint8, 255 = counts fully
+    """
+
+    def fill(plane: np.ndarray, box: list[float], value: int) -> None:
+        cv2.fillConvexPoly(plane, np.rint(corners(box, affine) / 2).astype(np.int32), value)
+
+    teacher = any(person.get("labels") == "teacher" for person in record["persons"])
+    plane = np.full((size // 2, size // 2), FULL, np.uint8)
+    if teacher:
+        fill(plane, [0, 0, record["width"], record["height"]], teacher_background)
+    for box in (*record["ignore"], *[person["bbox"] for person in hidden]):
+        fill(plane, box, 0)
+    for person in shown:
+        fill(plane, person["bbox"], FULL)
+    if "valid_box" in record:
+        valid = np.zeros_like(plane)
+        fill(valid, record["valid_box"], FULL)
+        plane = np.minimum(plane, valid)
+    mask = np.repeat(plane[None], JOINTS, axis=0)
+    for person in shown:
+        if person.get("labels") == "teacher" or "valid_box" in record:
+            # v = 0 is unknown there, not absent; by hand in COCO it is absent.
+            unknown = np.flatnonzero(np.array(person["keypoints"]).reshape(-1, 3)[:, 2] == 0)
+            if unknown.size:
+                hole = np.zeros_like(plane)
+                fill(hole, person["bbox"], FULL)
+                mask[unknown] = np.minimum(mask[unknown], FULL - hole)
+    mask[record.get("unlabelled_joints", [])] = 0
+    return mask
+
+
+def make_sample(
+    photo: Photo, affine: np.ndarray, size: int, options: dict, max_people: int = 12
+) -> dict[str, np.ndarray]:
+    """One crop with its targets.
+
+    The deviation of a person's Gaussians is ``sigma`` times the root of the person's box area in the crop, within
+    ``sigma_range`` input pixels: larger people are located less precisely in pixels, and a fixed deviation makes
+    their peaks low (the observation of SWAHR, arXiv 2012.15175; here the size is known instead of predicted).
+
+    Returns:
+        ``image`` (size, size, 3) uint8 RGB; ``quarter`` (K, size/4, size/4) and ``half`` (K, size/2, size/2) float16
+        heatmaps; ``mask`` (K, size/2, size/2) uint8; ``tags`` (max_people, K) int64, positions y * (size/4) + x of
+        the joints in the quarter map, -1 where there is none
+    """
+    record = photo.record
+    mirrored = np.linalg.det(affine[:, :2]) < 0
+    shown, hidden, joints, sizes = [], [], [], []
+    for person in labelled(record):
+        points = np.array(person["keypoints"], np.float64).reshape(-1, 3)
+        points[:, :2] = points[:, :2] @ affine[:, :2].T + affine[:, 2]
+        if mirrored:
+            points = points[list(COCO.flip)]
+        points[((points[:, :2] < 0) | (points[:, :2] >= size)).any(1), 2] = 0
+        extent = np.sqrt(person["bbox"][2] * person["bbox"][3] * abs(np.linalg.det(affine[:, :2])))
+        if extent < options["min_person"]:
+            hidden.append(person)
+        else:
+            shown.append(person)
+            joints.append(points)
+            sizes.append(extent)
+    stacked = np.array(joints).reshape(-1, JOINTS, 3)
+    sigmas = options["sigma"] * np.array(sizes)
+    maps = {}
+    for name, stride in (("quarter", 4), ("half", 2)):
+        low, high = options["sigma_range"][name]
+        maps[name] = draw_heatmaps(stacked / (stride, stride, 1), sigmas.clip(low, high) / stride, (size // stride,) * 2)
+    mask = draw_mask(record, affine, size, shown, hidden, round(FULL * options["teacher_background"]))
+    if mirrored:
+        mask = mask[list(COCO.flip)]
+    mask[maps["half"] > 0.1] = FULL  # a labelled joint counts, whoever's box or ignored crowd it lies in
+    tags = np.full((max_people, JOINTS), -1, np.int64)
+    for row, points in enumerate(stacked[np.argsort(sizes)[::-1][:max_people]]):
+        x, y = (points[:, :2] // 4).astype(np.int64).T
+        tags[row] = np.where(points[:, 2] > 0, y * (size // 4) + x, -1)
+    return {
+        "image": warp(photo.image(), affine, (size, size)),
+        "quarter": maps["quarter"].astype(np.float16),
+        "half": maps["half"].astype(np.float16),
+        "mask": mask,
+        "tags": tags,
+    }
+
+
+class Batches(Dataset):
+    """Training batches by number.
+
+    Args:
+        photos: to draw from
+        options: the ``data`` part of the configuration
+        seed: another seed, another sequence of batches
+
+    ``batches[n]`` is a dict of the arrays of :func:`make_sample` with a batch dimension in front (torch tensors), and
+    ``trusted`` (B,) bool: no unlabelled people are expected in the background.
+    """
+
+    def __init__(self, photos: list[Photo], options: dict, seed: int):
+        self.options, self.seed = options, seed
+        self.sets = {name: [p for p in photos if p.set_name == name] for name in options["sets"]}
+        empty = [name for name, members in self.sets.items() if not members]
+        if empty:
+            raise ValueError(f"No photos of the sets {', '.join(empty)}: remove them from 'sets' in the configuration.")
+        shares = np.array([options["sets"][name] for name in self.sets], float)
+        self.shares = shares / shares.sum()
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        cv2.setNumThreads(1)  # loader processes are the parallelism
+        rng = np.random.default_rng((self.seed, number))
+        size, count, _ = self.options["crops"][rng.choice(len(self.options["crops"]), p=self._crop_shares())]
+        samples = []
+        for name in rng.choice(list(self.sets), count, p=self.shares):
+            photo = self.sets[name][rng.integers(len(self.sets[name]))]
+            sample = make_sample(photo, random_affine(photo, size, rng, self.options), size, self.options)
+            sample["image"] = recolour(sample["image"], rng)
+            sample["trusted"] = np.array(name in ("coco", "negative"))
+            samples.append(sample)
+        return {key: torch.from_numpy(np.stack([s[key] for s in samples])) for key in samples[0]}
+
+    def _crop_shares(self) -> np.ndarray:
+        shares = np.array([share for _, _, share in self.options["crops"]], float)
+        return shares / shares.sum()

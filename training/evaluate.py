@@ -1,0 +1,169 @@
+"""Held-out accuracy: `python -m training.evaluate --data DIR --run runs/lite --input-size 256 320`.
+
+Measured on photos that training never sees (see `dataset.split`), for choosing settings; the numbers of the README
+and the model card come from `benchmarks/accuracy.py` on another set. Person-free pictures are the held-out negative
+photos and, because these show rooms and streets only, strips beside the people of held-out COCO photos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from inference.network import HigherHRNet, NetworkConfig
+from training.dataset import Photo, labelled, read_shards, split, warp, whole_affine
+from training.losses import normalise
+
+SEGMENT = 0.55  # a person's area per box area, about; COCO's areas are not in the shards
+COCO_LONG_SIDE = 640  # the shards hold COCO photos at a smaller size; areas are meant at the original size
+THRESHOLD = 0.2
+ALARM_SHARE = 0.03
+
+
+def network_map(outputs: list[Tensor]) -> Tensor:
+    """Mean of stage 0 enlarged x2 and stage 1: (B, K, H/2, W/2) float32."""
+    joints = outputs[1].shape[1]
+    coarse = functional.interpolate(outputs[0][:, :joints].float(), scale_factor=2, mode="bilinear")
+    return (coarse + outputs[1].float()) / 2
+
+
+def strip_without_people(photo: Photo) -> tuple[int, int, int, int] | None:
+    """The largest strip (x0, y0, x1, y1) beside, above or below everybody, None where it would be small or narrow."""
+    width, height = photo.record["width"], photo.record["height"]
+    boxes = np.array([*[person["bbox"] for person in photo.record["persons"]], *photo.record["ignore"]])
+    left, top = np.floor(boxes[:, :2].min(0)).astype(int) - 4
+    right, bottom = np.ceil((boxes[:, :2] + boxes[:, 2:]).max(0)).astype(int) + 4
+    strips = [(0, 0, left, height), (right, 0, width, height), (0, 0, width, top), (0, bottom, width, height)]
+    x0, y0, x1, y1 = max(strips, key=lambda s: (s[2] - s[0]) * (s[3] - s[1]))
+    short, long = sorted((x1 - x0, y1 - y0))
+    return (x0, y0, x1, y1) if short >= 120 and long <= 2.5 * short else None
+
+
+@torch.inference_mode()
+def infer(network: HigherHRNet, image: np.ndarray, input_size: int) -> tuple[Tensor, float]:
+    """The network map (K, h, w) of the photo's part of the input, and its pixels per photo pixel."""
+    device = next(network.parameters()).device
+    affine, canvas = whole_affine(image.shape[1], image.shape[0], input_size)
+    batch = torch.from_numpy(warp(image, affine, canvas))[None].to(device)
+    with torch.autocast(device.type, torch.bfloat16):
+        outputs = network(normalise(batch))
+    scale = affine[0, 0] / 2
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    return network_map(outputs)[0, :, :height, :width].cpu(), scale
+
+
+def joint_values(maps: Tensor, scale: float, record: dict) -> tuple[list[float], list[bool]]:
+    """For every labelled joint of people larger than 32^2: the highest local maximum within 0.15 sqrt(area).
+
+    Returns:
+        the values (0 where there is no local maximum), and whether the person is large (area > 96^2)
+    """
+    peaks = maps * (maps == functional.max_pool2d(maps, 3, 1, 1))
+    grid = peaks.numpy()
+    original = COCO_LONG_SIDE / max(record["width"], record["height"])
+    values, large = [], []
+    for person in labelled(record):
+        area = SEGMENT * person["bbox"][2] * person["bbox"][3]
+        if area * original**2 <= 32**2:
+            continue
+        radius = 0.15 * np.sqrt(area) * scale
+        for k, (x, y, v) in enumerate(np.array(person["keypoints"], float).reshape(-1, 3)):
+            if v > 0:
+                cx, cy = x * scale - 0.5, y * scale - 0.5
+                x0, y0 = (max(0, int(np.ceil(c - radius))) for c in (cx, cy))
+                window = grid[k, y0 : int(cy + radius) + 1, x0 : int(cx + radius) + 1]
+                rows, columns = np.ogrid[y0 : y0 + window.shape[0], x0 : x0 + window.shape[1]]
+                near = (rows - cy) ** 2 + (columns - cx) ** 2 <= radius**2
+                values.append(float((window * near).max(initial=0)))
+                large.append(area * original**2 > 96**2)
+    return values, large
+
+
+def evaluate(network: HigherHRNet, photos: list[Photo], input_size: int) -> dict[str, float]:
+    """Recall and false alarms of held-out photos.
+
+    Args:
+        network: in any mode; left in eval mode
+        photos: held-out photos, with and without people
+        input_size: short side in pixels
+    """
+    network.eval()
+    values, large, alarms, strip_alarms = [], [], [], []
+    for photo in photos:
+        image = photo.image()
+        if not photo.record["persons"] and not photo.record["ignore"]:
+            alarms.append(float(infer(network, image, input_size)[0].max()))
+            continue
+        found = joint_values(*infer(network, image, input_size), photo.record)
+        values += found[0]
+        large += found[1]
+        strip = strip_without_people(photo)
+        if strip:
+            x0, y0, x1, y1 = strip
+            strip_alarms.append(float(infer(network, image[y0:y1, x0:x1], input_size)[0].max()))
+    every, big = np.array(values), np.array(values)[np.array(large)]
+    both = np.array(alarms + strip_alarms)
+    threshold = threshold_at(both)
+    return {
+        "joint_recall": float((every >= THRESHOLD).mean()),
+        "joint_recall_large": float((big >= THRESHOLD).mean()),
+        "false_alarm_rate": float((both >= THRESHOLD).mean()),
+        "recall_at_fa3": float((every > threshold).mean()),
+        "recall_large_at_fa3": float((big > threshold).mean()),
+        "threshold_fa3": threshold,
+        "recall_large_at_fa3_negatives": float((big > threshold_at(np.array(alarms))).mean()),
+        "recall_large_at_fa10": float((big > threshold_at(both, 0.1)).mean()),
+        "median_peak_negatives": float(np.median(alarms)),
+        "median_peak_strips": float(np.median(strip_alarms)),
+        "person_free": len(both),
+        "joints": len(every),
+    }
+
+
+def threshold_at(peaks: np.ndarray, share: float = ALARM_SHARE) -> float:
+    """The value that at most ``share`` of the peaks exceed."""
+    return float(np.sort(peaks)[::-1][int(share * len(peaks))])
+
+
+def held_out_subset(held: list[Photo], share: float) -> list[Photo]:
+    """The first ``share`` of the held-out photos of each set."""
+    people = [photo for photo in held if photo.record["persons"]]
+    free = [photo for photo in held if not photo.record["persons"]]
+    return people[: max(1, round(share * len(people)))] + free
+
+
+def main() -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the training shards")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="output folder of training.train")
+    source.add_argument("--weights", type=Path, help="a .safetensors file whose metadata has the configuration")
+    parser.add_argument("--input-size", type=int, nargs="+", default=[256])
+    parser.add_argument("--share", type=float, default=1.0, help="of the held-out photos with people")
+    arguments = parser.parse_args()
+    if arguments.run:
+        saved = torch.load(arguments.run / "checkpoint.pt", map_location="cpu", weights_only=True)
+        config, state = saved["network"], saved["ema"]
+    else:
+        with safe_open(arguments.weights, "pt") as file:
+            config = json.loads(file.metadata()["config"])
+        state = load_file(arguments.weights)
+    network = HigherHRNet(NetworkConfig.from_dict(config)).to(memory_format=torch.channels_last)
+    network.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
+    held = held_out_subset(split(read_shards(arguments.data), coco=300, negative=80)[1], arguments.share)
+    for input_size in arguments.input_size:
+        numbers = evaluate(network, held, input_size)
+        print(json.dumps({"input_size": input_size, **{k: round(v, 3) for k, v in numbers.items()}}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

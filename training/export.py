@@ -1,0 +1,107 @@
+"""Write a run's weights as a bundled model: `python -m training.export --run runs/lite --name higherhrnet-lite-coco`.
+
+Writes `<assets>/<name>.safetensors` (fp16, the exponential moving average) and `<assets>/<name>.json`, which says
+what the weights are. Both are written under a temporary name and renamed, so that a reader never sees half a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from inference.network import HigherHRNet, NetworkConfig
+
+LICENSE = (
+    "Trained on data that is licensed for research: LSP Extended, Penn-Fudan, Flickr8k, a set of full-body photos, "
+    "ADE20K. COCO annotations are CC BY 4.0; COCO, Flickr8k and Open Images photos are under their Flickr licences."
+)
+DATA = "COCO 2017, Open Images, Flickr8k, Penn-Fudan and full-body photos, LSP Extended, ADE20K (no people)"
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write under a temporary name, then rename."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(data)
+    os.replace(partial, path)
+
+
+def export(
+    state: dict[str, Tensor], config: NetworkConfig, assets: Path, name: str, input_size: int, photos_seen: int
+) -> dict:
+    """Write weights and their description.
+
+    Args:
+        state: parameters and buffers by their published names; any dtype
+        config: the network they belong to
+        assets: folder to write to
+        name: of the model, also the files' stem
+        input_size: short side in pixels at which the network is to be used
+        photos_seen: training photos behind these weights, start included
+
+    Returns:
+        what was written to the JSON file
+
+    Raises:
+        ValueError: if weights are missing, or one is not a finite fp16 number
+    """
+    weights = {k: v.detach().half().contiguous() for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    wanted = {k for k in HigherHRNet(config).state_dict() if not k.endswith("num_batches_tracked")}
+    if weights.keys() != wanted:
+        raise ValueError(
+            f"The weights do not fit the network: {sorted(weights.keys() ^ wanted)[:3]} are in one of them only. "
+            "Export with the configuration that the run was trained with."
+        )
+    broken = [k for k, v in weights.items() if not torch.isfinite(v).all()]
+    if broken:
+        raise ValueError(f"{broken[0]} has values that fp16 cannot hold; the run diverged, export an earlier one.")
+    data = save(weights, metadata={"config": json.dumps(config.to_dict())})
+    about = {
+        "name": name,
+        "file": f"{name}.safetensors",
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "network": config.to_dict(),
+        "joint_set": "coco-17",
+        "input_size": input_size,
+        "license": LICENSE,
+        "data": DATA,
+        "photos_seen": photos_seen,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+    }
+    assets.mkdir(parents=True, exist_ok=True)
+    write(assets / f"{name}.safetensors", data)
+    write(assets / f"{name}.json", (json.dumps(about, indent=2) + "\n").encode())
+    return about
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="output folder of training.train")
+    source.add_argument("--weights", type=Path, help="a .safetensors file whose metadata has the configuration")
+    parser.add_argument("--name", default="higherhrnet-lite-coco")
+    parser.add_argument("--input-size", type=int, default=256)
+    parser.add_argument("--assets", type=Path, default=Path("assets"))
+    parser.add_argument("--photos-seen", type=int, default=0, help="with --weights: training photos behind them")
+    arguments = parser.parse_args()
+    if arguments.run:
+        saved = torch.load(arguments.run / "checkpoint.pt", map_location="cpu", weights_only=True)
+        config, state = NetworkConfig.from_dict(saved["network"]), saved["ema"]
+        photos = saved["photos"] + saved["start_photos"]
+    else:
+        with safe_open(arguments.weights, "pt") as file:
+            config = NetworkConfig.from_dict(json.loads(file.metadata()["config"]))
+        state, photos = load_file(arguments.weights), arguments.photos_seen
+    print(json.dumps(export(state, config, arguments.assets, arguments.name, arguments.input_size, photos), indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Losses: masked heatmap regression, and associative embedding (arXiv 1611.05424) for the tags."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Energy of one joint: the sum of a Gaussian of deviation 2 squared. Makes 1.0 = "one joint per channel and photo missed".
+JOINT_ENERGY = 12.57
+
+
+def heatmap_loss(
+    predicted: Tensor, target: Tensor, mask: Tensor, foreground: float, hard: float, trusted: Tensor
+) -> Tensor:
+    """Masked and weighted squared error.
+
+    The weight is ``1 + foreground * target`` (finds joints sooner, but lifts the background: anneal it), and on
+    background that is predicted as p it is ``1 + hard * p``, which makes confident false alarms cost most.
+
+    Args:
+        predicted, target: (B, K, h, w)
+        mask: (B, K, h, w), 0 to 1
+        foreground, hard: weights >= 0
+        trusted: (B,) bool; ``hard`` applies to these photos only, as others may show unlabelled people
+
+    Returns:
+        a scalar, in units of one missed joint per channel and photo
+    """
+    error = (predicted - target) ** 2
+    weight = 1 + foreground * target
+    if hard:
+        background = (target < 0.05) & trusted[:, None, None, None]
+        weight = weight + hard * background * predicted.detach().clamp(0, 1)
+    return (error * weight * mask).sum() / (predicted.shape[0] * predicted.shape[1] * JOINT_ENERGY)
+
+
+def tag_loss(tags: Tensor, positions: Tensor, margin: float = 2.0) -> tuple[Tensor, Tensor]:
+    """Pull the tags of one person together, push people of one photo apart.
+
+    The push is a squared hinge on the distance of two people's mean tags, ``max(0, 1 - d / margin)^2``: unlike
+    ``exp(-d^2)`` its gradient is largest where all tags are the same.
+
+    Args:
+        tags: (B, K, h, w) float32
+        positions: (B, P, K) int64 positions y * w + x, -1 where there is no joint
+
+    Returns:
+        pull (mean squared distance of a joint's tag to its person's mean) and push (mean over pairs, 0 to 1)
+    """
+    batch, joints = tags.shape[:2]
+    there = positions >= 0  # B, P, K
+    values = tags.reshape(batch, joints, -1).gather(2, positions.clamp_min(0).transpose(1, 2)).transpose(1, 2)
+    count = there.sum(2)  # B, P
+    mean = (values * there).sum(2) / count.clamp_min(1)
+    person = count > 0
+    spread = (((values - mean[..., None]) ** 2) * there).sum(2) / count.clamp_min(1)
+    pull = spread.sum() / person.sum().clamp_min(1)
+    distance = (mean[:, :, None] - mean[:, None, :]).abs()
+    pairs = (person[:, :, None] & person[:, None, :]).triu(1)
+    push = ((1 - distance / margin).clamp_min(0) ** 2 * pairs).sum() / pairs.sum().clamp_min(1)
+    return pull, push
+
+
+def halve_mask(mask: Tensor) -> Tensor:
+    """(B, K, h, w) to (B, K, h/2, w/2): every second pixel."""
+    return mask[..., ::2, ::2]
+
+
+def schedule(progress: float, values: list[float]) -> float:
+    """Piecewise linear over the run: ``values`` at equal distances from progress 0 to 1."""
+    place = min(max(progress, 0.0), 1.0) * (len(values) - 1)
+    index = min(int(place), max(len(values) - 2, 0))
+    following = values[min(index + 1, len(values) - 1)]
+    return values[index] + (following - values[index]) * (place - index)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 RGB to (B, 3, H, W) float32, channels-last in memory, by the ImageNet mean and deviation."""
+    mean = torch.tensor([0.485, 0.456, 0.406], device=images.device)
+    deviation = torch.tensor([0.229, 0.224, 0.225], device=images.device)
+    return ((images.float() / 255 - mean) / deviation).permute(0, 3, 1, 2)

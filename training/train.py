@@ -1,0 +1,232 @@
+"""Train a HigherHRNet: `python -m training.train --data DIR --config training/configs/lite.yaml [--output runs/lite]`.
+
+Goes on from `<output>/checkpoint.pt` where it exists, with the configuration as it is now. Batches depend on the
+seed and the step only and nothing else is random, so a resumed run needs no state of random generators.
+Writes `log.csv` (losses) and `held_out.csv` (accuracy) beside the checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from inference.network import HigherHRNet, NetworkConfig
+from training.dataset import Batches, read_shards, split
+from training.evaluate import evaluate, held_out_subset
+from training.losses import halve_mask, heatmap_loss, normalise, schedule, tag_loss
+
+
+def restart_tags(network: HigherHRNet, deviation: float) -> None:
+    """Give the tag head weights at which it moves.
+
+    A head near zero gives everybody the same tag. All joints start with the same weights, so that the tags of
+    one person begin alike; the second stage starts without listening to them.
+    """
+    joints = network.config.joints
+    head, listener = network.final_layers[0], network.deconv_layers[0][0][0]
+    with torch.no_grad():
+        head.weight[joints:] = torch.randn(1, *head.weight.shape[1:]) * deviation
+        head.bias[joints:] = 0
+        listener.weight[-network.config.tags :] = 0  # transposed convolutions have inputs first
+
+
+class Ema:
+    """Exponential moving average of all floating parameters and buffers.
+
+    Args:
+        network: to follow
+        decay: per step; grows from 0.9 at first, so that the start is forgotten
+    """
+
+    def __init__(self, network: torch.nn.Module, decay: float):
+        self.decay = decay
+        self.state = {k: v.detach().clone() for k, v in network.state_dict().items() if v.is_floating_point()}
+
+    @torch.no_grad()
+    def update(self, network: torch.nn.Module, step: int) -> None:
+        current = network.state_dict()
+        weight = 1 - min(self.decay, (10 + step) / (100 + step))
+        torch._foreach_lerp_(list(self.state.values()), [current[k] for k in self.state], weight)
+
+
+def save(path: Path, contents: dict) -> None:
+    """Write under a temporary name, then rename: a kill leaves the old file or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
+    partial.write_bytes(buffer.getvalue())
+    os.replace(partial, path)
+
+
+def append(path: Path, row: dict) -> None:
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, list(row))
+        if new:
+            writer.writeheader()
+        writer.writerow({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()})
+
+
+def learning_rate(progress: float, step: int, options: dict) -> float:
+    """Linear warm-up in steps, then a cosine over the run down to 1%."""
+    cosine = 0.01 + 0.99 * (1 + math.cos(math.pi * min(progress, 1))) / 2
+    return options["learning_rate"] * cosine * min(1, (step + 1) / options["warm_up"])
+
+
+def losses(network: torch.nn.Module, batch: dict[str, Tensor], progress: float, options: dict) -> dict[str, Tensor]:
+    """Forward pass and the losses by name; ``loss`` is what to minimise."""
+    device = batch["image"].device
+    with torch.autocast(device.type, torch.bfloat16, enabled=options["bf16"]):
+        coarse, fine = network(normalise(batch["image"]))
+    coarse, fine = coarse.float(), fine.float()
+    joints = fine.shape[1]
+    mask = batch["mask"].float() / 255
+    foreground = schedule(progress, options["foreground"])
+    rest = (foreground, options["hard"], batch["trusted"])
+    quarter = heatmap_loss(coarse[:, :joints], batch["quarter"].float(), halve_mask(mask), *rest)
+    half = heatmap_loss(fine, batch["half"].float(), mask, *rest)
+    pull, push = tag_loss(coarse[:, joints:], batch["tags"])
+    loss = quarter + half + options["pull"] * pull + options["push"] * push
+    return {"loss": loss, "quarter": quarter, "half": half, "pull": pull, "push": push}
+
+
+def train(data: Path, options: dict, output: Path) -> dict:
+    """Run to the end of the schedule, or go on from the checkpoint.
+
+    The run is over at ``photos`` or, if given, after ``minutes`` (of all its parts together), whichever is first.
+
+    Returns:
+        the last checkpoint's contents
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    training_photos, held = split(read_shards(data), **options["held_out"])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(options["seed"])
+    config = NetworkConfig.from_dict(options["network"])
+    network = HigherHRNet(config)
+    if options["start"]:
+        network.load_state_dict({k: v.float() for k, v in load_file(options["start"]).items()}, strict=False)
+    if options["restart_tags"]:
+        restart_tags(network, options["restart_tags"])
+    network.to(device, memory_format=torch.channels_last)
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    rest = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": options["weight_decay"]}, {"params": rest, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, lr=options["learning_rate"], foreach=True)
+    ema = Ema(network, options["ema"])
+    step, photos, seconds = 0, 0, 0.0
+    path = output / "checkpoint.pt"
+    if path.exists():
+        saved = torch.load(path, map_location=device, weights_only=True)
+        network.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        ema.state = saved["ema"]
+        step, photos, seconds = saved["step"], saved["photos"], saved["seconds"]
+        print(f"Goes on from step {step}, {photos} photos.", flush=True)
+    judge = HigherHRNet(config).to(device, memory_format=torch.channels_last)
+
+    batches = Batches(training_photos, options["data"], options["seed"])
+    loader = iter(
+        DataLoader(
+            batches,
+            batch_size=None,
+            sampler=range(step, 1 << 40),
+            num_workers=options["workers"],
+            pin_memory=device.type == "cuda",
+            prefetch_factor=4 if options["workers"] else None,
+        )
+    )
+
+    def contents() -> dict:
+        return {
+            "model": network.state_dict(),
+            "ema": ema.state,
+            "optimiser": optimiser.state_dict(),
+            "step": step,
+            "photos": photos,
+            "seconds": seconds,
+            "start_photos": options["start_photos"],
+            "network": config.to_dict(),
+        }
+
+    def check() -> None:
+        judge.load_state_dict(ema.state, strict=False)
+        begin = time.monotonic()
+        numbers = evaluate(judge, held_out_subset(held, options["check_share"]), options["check_size"])
+        append(output / "held_out.csv", {"step": step, "photos": photos, **numbers})
+        short = {k: round(v, 3) for k, v in numbers.items()}
+        print(f"step {step}, {photos} photos, held out ({time.monotonic() - begin:.0f} s): {json.dumps(short)}", flush=True)
+
+    sums: dict[str, Tensor] = {}
+    last = last_save = last_check = last_log = time.monotonic()
+    logged_photos, waited = photos, 0.0
+    while True:
+        minutes = options.get("minutes") or math.inf
+        progress = max(photos / options["photos"], seconds / 60 / minutes)
+        if progress >= 1:
+            break
+        rate = learning_rate(progress, step, options)
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        waiting = time.monotonic()
+        batch = {k: v.to(device, non_blocking=True) for k, v in next(loader).items()}
+        waited += time.monotonic() - waiting
+        network.train()
+        optimiser.zero_grad(set_to_none=True)
+        parts = losses(network, batch, progress, options)
+        parts["loss"].backward()
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), options["clip"])
+        optimiser.step()
+        ema.update(network, step)
+        step, photos = step + 1, photos + len(batch["image"])
+        for name, value in {**parts, "norm": norm}.items():
+            sums[name] = sums.get(name, 0) + value.detach()
+        now = time.monotonic()
+        seconds, last = seconds + now - last, now
+        if step % options["log_steps"] == 0:
+            row = {"step": step, "photos": photos, "minutes": seconds / 60, "learning_rate": rate}
+            row |= {name: float(value) / options["log_steps"] for name, value in sums.items()}
+            row["photos_per_second"] = (photos - logged_photos) / (now - last_log)
+            row["waiting"] = waited / (now - last_log)  # share of the time in which the network waits for photos
+            append(output / "log.csv", row)
+            print(" ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
+            if not math.isfinite(row["loss"]):
+                raise ValueError(f"The loss is not finite at step {step}; lower learning_rate and run again to resume.")
+            sums, last_log, logged_photos, waited = {}, now, photos, 0.0
+        if now - last_save > 60 * options["save_minutes"]:
+            save(path, contents())
+            last_save = now
+        if now - last_check > 60 * options["check_minutes"]:
+            check()
+            last_check = time.monotonic()
+    save(path, contents())
+    check()
+    return contents()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the training shards")
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--output", type=Path, help="default: runs/<name of the configuration>")
+    arguments = parser.parse_args()
+    options = yaml.safe_load(arguments.config.read_text())
+    if options["start"] and not Path(options["start"]).is_file():
+        options["start"] = str(arguments.config.parent / options["start"])
+    train(arguments.data, options, arguments.output or Path("runs") / arguments.config.stem)
+
+
+if __name__ == "__main__":
+    main()
