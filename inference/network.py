@@ -190,6 +190,11 @@ class HigherHRNet(nn.Module):
         xs = self.stage4([*xs, self.transition3[3](xs[-1])])  # from + B, 8C, H/32, W/32 to the finest only
 
         features = xs[0]  # B, C, H/4, W/4
-        coarse = self.final_layers[0](features)  # B, K + tags, H/4, W/4
-        features = self.deconv_layers[0](torch.cat([features, coarse], dim=1))  # B, C, H/2, W/2
-        return [coarse, self.final_layers[1](features)]  # and B, K, H/2, W/2
+        coarse = self._head(0, features)  # B, K + tags, H/4, W/4
+        features = self.deconv_layers[0](torch.cat([features, coarse.to(features.dtype)], dim=1))  # B, C, H/2, W/2
+        return [coarse, self._head(1, features)]  # and B, K, H/2, W/2
+
+    def _head(self, stage: int, features: Tensor) -> Tensor:
+        """Heads may have a higher precision than the rest of the network."""
+        head = self.final_layers[stage]
+        return head(features.to(head.weight.dtype))

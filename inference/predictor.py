@@ -1,0 +1,237 @@
+"""Batches of warped images to heatmaps and tags: device, precision, flip test, scales.
+
+The aggregation is the published one: heatmaps of both stages, of the mirrored image and of all scales are averaged; tags
+come from stage 0 at scale 1 and of its mirror image, side by side. Because averaging and bilinear enlargement are linear,
+the average is taken at half of the input and enlarged later, only where it is needed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from .geometry import Warp, warp_for
+from .network import HigherHRNet
+
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB, for values 0 to 1
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """An image warped for the network, one input per scale.
+
+    Attributes:
+        inputs: per scale (h, w, 3) uint8 RGB, the largest last
+        warps: per scale, the warp that made it
+        base: index of the scale whose frame the heatmaps use (scale 1, or the one nearest to it)
+    """
+
+    inputs: list[NDArray[np.uint8]]
+    warps: list[Warp]
+    base: int
+
+    @property
+    def warp(self) -> Warp:
+        return self.warps[self.base]
+
+    @property
+    def shape(self) -> tuple[tuple[int, int], ...]:
+        """What images of one batch must have in common."""
+        return tuple(warp.input_wh for warp in self.warps)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network sees in a batch of B images, in the frame of the base input (H, W).
+
+    Attributes:
+        heatmaps: (B, K, H/2, W/2) float32, mean over stages, flips and scales: the ``network`` map
+        enlarged: (B, K, H, W) float32, the published aggregate; None where it is just ``heatmaps`` enlarged x 2 (a
+            single scale)
+        tags: (B, T, H/2, W/2, D) float32; T = K or 1, D = 2 with flip test, else 1
+    """
+
+    heatmaps: Tensor
+    enlarged: Tensor | None
+    tags: Tensor
+
+
+class Predictor:
+    """Runs a HigherHRNet on one device.
+
+    Args:
+        network: in eval mode; it is copied
+        flip: for each joint, the joint that it becomes in a mirrored image
+        input_size: short side of the network input at scale 1, pixels
+        flip_test: also run the mirrored image
+        scales: scales to run, relative to ``input_size``
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``; None = the best there is
+        precision: None = bfloat16 where the hardware computes with it, else float32
+    """
+
+    def __init__(
+        self,
+        network: HigherHRNet,
+        flip: Sequence[int],
+        input_size: int,
+        flip_test: bool = False,
+        scales: Sequence[float] = (1.0,),
+        device: str | None = None,
+        precision: torch.dtype | None = None,
+    ):
+        if not scales or min(scales) <= 0:
+            raise ValueError("scales must list at least one number above 0, for example (0.5, 1, 2).")
+        if input_size < 64:
+            raise ValueError(f"input_size is {input_size}; it must be at least 64 pixels.")
+        self.config = network.config
+        self.input_size = input_size
+        self.flip_test = flip_test
+        self.scales = tuple(sorted(float(scale) for scale in scales))
+        self.base = int(np.argmin([abs(scale - 1) for scale in self.scales]))
+        self.device = choose_device(device)
+        self.precision = precision or best_precision(self.device)
+        self.network = for_inference(network, self.precision).to(self.device)
+        self._flip = torch.tensor(list(flip), device=self.device)
+        self._mean = torch.tensor(MEAN, device=self.device).view(1, 3, 1, 1) * 255
+        self._deviation = torch.tensor(DEVIATION, device=self.device).view(1, 3, 1, 1) * 255
+
+    def prepare(self, image: NDArray[np.uint8]) -> PreparedImage:
+        """Warp an image (H, W, 3), uint8 RGB, to the network's inputs. Thread-safe, CPU only."""
+        wh = (image.shape[1], image.shape[0])
+        warps = [warp_for(wh, self.input_size, scale, self.scales) for scale in self.scales]
+        return PreparedImage([warp.apply(image) for warp in warps], warps, self.base)
+
+    @torch.inference_mode()
+    def predict(self, batch: Sequence[PreparedImage]) -> Prediction:
+        """Run images of one shape through the network.
+
+        Raises:
+            ValueError: if the images differ in shape
+        """
+        if len({image.shape for image in batch}) != 1:
+            raise ValueError("The images of a batch must have network inputs of one shape.")
+        per_scale = []
+        for index in range(len(self.scales)):
+            images = self._upload([image.inputs[index] for image in batch])
+            outputs = self.network(images)
+            mirrored = self.network(images.flip(3)) if self.flip_test else None
+            per_scale.append(merge_stages(outputs, mirrored, self._flip))
+        width, height = batch[0].warp.input_wh
+        return merge_scales(per_scale, self.base, (height, width))
+
+    def _upload(self, inputs: list[NDArray[np.uint8]]) -> Tensor:
+        images = torch.from_numpy(np.stack(inputs))
+        if self.device.type == "cuda":
+            images = images.pin_memory().to(self.device, non_blocking=True)
+        images = images.to(self.device).permute(0, 3, 1, 2)  # channels-last in memory
+        return ((images.float() - self._mean) / self._deviation).to(self.precision)
+
+
+def merge_stages(outputs: list[Tensor], mirrored: list[Tensor] | None, flip: Tensor) -> tuple[Tensor, Tensor]:
+    """Average the heatmaps of both stages and of the mirrored image; lay the tags side by side.
+
+    Args:
+        outputs: ``[(B, K + T, h/4, w/4), (B, K, h/2, w/2)]`` of the image
+        mirrored: the same of the mirrored image, as the network returns them; or None
+        flip: (K,) joint that each joint becomes in a mirrored image
+
+    Returns:
+        heatmaps (B, K, h/2, w/2) and tags (B, T, h/2, w/2, D), D = 1 or 2, float32
+    """
+    joints = outputs[1].shape[1]
+
+    def merge(coarse: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
+        size = (fine.shape[2], fine.shape[3])
+        coarse = F.interpolate(coarse.float(), size=size, mode="bilinear", align_corners=False)
+        return (coarse[:, :joints] + fine.float()) / 2, coarse[:, joints:]
+
+    heatmaps, tags = merge(*outputs)
+    if mirrored is None:
+        return heatmaps, tags[..., None]
+    back, back_tags = (maps.flip(3) for maps in merge(*mirrored))
+    if back_tags.shape[1] == joints:
+        back_tags = back_tags[:, flip]
+    return (heatmaps + back[:, flip]) / 2, torch.stack([tags, back_tags], dim=-1)
+
+
+def merge_scales(per_scale: list[tuple[Tensor, Tensor]], base: int, shape: tuple[int, int]) -> Prediction:
+    """Average the heatmaps of all scales in the frame of the base input.
+
+    Args:
+        per_scale: (heatmaps, tags) per scale, from :func:`merge_stages`
+        base: which of them has the frame and the tags
+        shape: (H, W) of the base input
+    """
+    heatmaps, tags = per_scale[base]
+    if len(per_scale) == 1:
+        return Prediction(heatmaps, None, tags)
+    half = tuple(heatmaps.shape[2:])
+
+    def mean_at(size: tuple[int, ...]) -> Tensor:
+        total = torch.zeros(*heatmaps.shape[:2], *size, device=heatmaps.device)
+        for maps, _ in per_scale:
+            total += F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+        return total / len(per_scale)
+
+    return Prediction(mean_at(half), mean_at(shape), tags)
+
+
+def choose_device(device: str | None) -> torch.device:
+    """The named device, or the best there is.
+
+    Raises:
+        ValueError: if that device is not there
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if device is None:
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"There is no device '{device}'; use 'cpu', 'cuda', 'cuda:1' or 'mps'.") from error
+    there = {"cpu": True, "cuda": cuda, "mps": mps}.get(chosen.type, False)
+    if chosen.type == "cuda" and there and (chosen.index or 0) >= torch.cuda.device_count():
+        there = False
+    if not there:
+        raise ValueError(f"Device '{device}' is not available here; leave it empty to use the best that is.")
+    return chosen
+
+
+def best_precision(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware computes with it (newer GPUs, CPUs with AVX-512 BF16 or AMX), else float32."""
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device)[0] >= 8
+    else:
+        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def for_inference(network: HigherHRNet, precision: torch.dtype) -> HigherHRNet:
+    """A copy with folded batch norms, channels-last, in ``precision``; the heads stay in float32.
+
+    bfloat16 has 8 significant bits: heads in it would make plateaus of equal values at the peaks.
+    """
+    copied = copy.deepcopy(network).eval()
+    for module in list(copied.modules()):
+        _fold_batch_norms(module)
+    copied = copied.to(precision).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    copied.final_layers.float()
+    return copied.requires_grad_(False)
+
+
+def _fold_batch_norms(module: nn.Module) -> None:
+    """Fold each batch norm into the convolution that stands before it among the module's children."""
+    children = list(module.named_children())
+    for (name, layer), (next_name, norm) in zip(children, children[1:], strict=False):
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) and isinstance(norm, nn.BatchNorm2d):
+            transposed = isinstance(layer, nn.ConvTranspose2d)
+            setattr(module, name, fuse_conv_bn_eval(layer, norm, transpose=transposed))
+            setattr(module, next_name, nn.Identity())
