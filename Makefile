@@ -85,8 +85,8 @@ lint: install
 	@'$(BIN)/ruff' format --check .
 	@echo "==> mypy, the plugin"
 	@'$(BIN)/mypy' -p pose_heatmaps.inference -p pose_heatmaps.operators
-	@echo "==> mypy, benchmarks and training"
-	@'$(BIN)/mypy' -p benchmarks -p training
+	@echo "==> mypy, benchmarks"
+	@'$(BIN)/mypy' -p benchmarks
 
 bench: install
 	@echo "==> Parity with the published model"

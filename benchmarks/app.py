@@ -20,7 +20,7 @@ def main() -> None:
     # remote: no browser is opened from here, since there may be none on this machine
     session = fo.launch_app(fo.load_dataset(arguments.dataset), remote=True, port=arguments.port)
     print(f"\nThe App is at http://localhost:{arguments.port}/datasets/{arguments.dataset}")
-    print(f"From another machine: ssh -N -L {arguments.port}:localhost:{arguments.port} USER@THIS_MACHINE, then the same address.")
+    print(f"From another machine, first: ssh -N -L {arguments.port}:localhost:{arguments.port} USER@THIS_MACHINE")
     print("Ctrl-C ends it.", flush=True)
     session.wait(-1)
 

@@ -113,7 +113,7 @@ def dataset() -> Iterator[Callable[..., "fo.Dataset"]]:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of six real photos, two with a person (astronaut, camera), as JPEG and PNG. Copy it before changing it."""
+    """Six real photos, two of them with a person (astronaut, camera), as JPEG and PNG. Copy before changing any."""
     import skimage.data
 
     folder = tmp_path_factory.mktemp("photos")

@@ -1,0 +1,165 @@
+"""The FiftyOne App in headless Chromium: for the browser tests and the screenshots."""
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page, Response, sync_playwright
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# The App asks for nothing outside this machine but its fonts; Chromium should not either. It runs as root in containers.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def find_chromium() -> str | None:
+    """The path of an installed Chromium or Chrome."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return next((path for path in map(shutil.which, names) if path), None)
+
+
+@contextlib.contextmanager
+def serve(dataset_name: str, port: int) -> Iterator[str]:
+    """Run `benchmarks.app` in a process of its own until the block ends; yields its address.
+
+    A fresh server for each set of tests: open panels and samples persist in it.
+    """
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "benchmarks.app", dataset_name, "--port", str(port)]
+    server = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not _answers(address):
+            if server.poll() is not None or time.monotonic() > deadline:
+                server.kill()
+                raise RuntimeError(f"The App did not start:\n{server.communicate()[0]}")
+            time.sleep(0.5)
+        yield address
+    finally:
+        server.terminate()
+        try:
+            server.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+class App:
+    """One browser page on a dataset, with what the App asked of its server.
+
+    Attributes:
+        page: playwright's page, for everything this class has no word for
+        responses: every answer so far, in order
+    """
+
+    def __init__(self, page: Page, address: str) -> None:
+        self.page = page
+        self.address = address
+        self.responses: list[Response] = []
+        page.on("response", lambda response: self.responses.append(response))
+
+    def open(self, dataset_name: str) -> None:
+        """Show the grid of a dataset and wait until its images are there."""
+        self.page.goto(f"{self.address}/datasets/{dataset_name}", wait_until="domcontentloaded", timeout=90_000)
+        self.page.wait_for_selector('[data-cy="looker"]', timeout=90_000)
+        with contextlib.suppress(Exception):  # an advertisement that the App shows once
+            self.page.get_by_text("Dismiss").click(timeout=1_500)
+        self.settle()
+
+    def settle(self, quiet: float = 1.5, limit: float = 60.0) -> None:
+        """Wait until no answer has come for `quiet` seconds."""
+        begin = last = time.monotonic()
+        seen = len(self.responses)
+        while time.monotonic() - last < quiet and time.monotonic() - begin < limit:
+            self.page.wait_for_timeout(200)
+            if len(self.responses) != seen:
+                seen, last = len(self.responses), time.monotonic()
+
+    def media(self, folder: Path | str) -> list[str]:
+        """The file paths below `folder` that the App has asked for."""
+        paths = []
+        for response in self.responses:
+            url = urllib.parse.urlsplit(response.url)
+            if url.path == "/media":
+                path = urllib.parse.parse_qs(url.query)["filepath"][0]
+                if Path(path).is_relative_to(folder):
+                    paths.append(path)
+        return paths
+
+    def grid_page(self) -> tuple[int, int]:
+        """Samples and bytes (before compression) of the first page of samples that the grid asked for."""
+        for response in self.responses:
+            if response.url.endswith("/graphql") and "paginateSamples" in (response.request.post_data or ""):
+                body = response.body()
+                return len(json.loads(body)["data"]["samples"]["edges"]), len(body)
+        raise AssertionError("The grid has not asked for any samples.")
+
+    def operations(self, uri: str) -> list[dict[str, Any]]:
+        """The JSON answers of the server to this operator's executions."""
+        answers = []
+        for response in self.responses:
+            if "/operators/execute" in response.url and uri in (response.request.post_data or ""):
+                answers.append(response.json())
+        return answers
+
+    def is_on(self, field: str) -> bool:
+        """Whether the sidebar's checkbox of a field is ticked."""
+        return self.page.locator(f'[data-cy="checkbox-{field}"] input').first.is_checked()
+
+    def switch(self, field: str, on: bool) -> None:
+        """Tick or untick the sidebar's checkbox of a field, and wait for what the App fetches then."""
+        if self.is_on(field) != on:
+            self.page.locator(f'[data-cy="checkbox-{field}"]').first.click()
+            self.settle()
+
+    def pixels(self, selector: str = '[data-cy="looker"]', index: int = 0) -> bytes:
+        """A PNG of one element: of the grid's first image unless told otherwise."""
+        return self.page.locator(selector).nth(index).screenshot()
+
+    def prompt(self, label: str) -> Any:
+        """Open an operator's form through the operator browser; returns the form's locator."""
+        self.page.keyboard.press("Backquote")
+        self.page.get_by_placeholder("Search operations by name...").fill(label)
+        self.page.keyboard.press("Enter")
+        self.page.wait_for_selector('[data-cy="operators-prompt-modal"]')
+        return self.page.locator('[data-cy="operators-prompt-modal"]')
+
+
+@contextlib.contextmanager
+def open_app(address: str, viewport: tuple[int, int] = (1400, 900)) -> Iterator[App]:
+    """A headless Chromium with one page, closed at the end of the block."""
+    executable = find_chromium()
+    if executable is None:
+        raise RuntimeError("Chromium is not installed. On Debian and Ubuntu: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, headless=True, args=FLAGS)
+        try:
+            page = browser.new_page(viewport={"width": viewport[0], "height": viewport[1]})
+            page.route("**/fonts.googleapis.com/**", lambda route: route.abort())
+            yield App(page, address)
+        finally:
+            browser.close()
