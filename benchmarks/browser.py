@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from playwright.sync_api import Page, Response, sync_playwright
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# The App asks for nothing outside this machine but its fonts; Chromium should not either. It runs as root in containers.
+# Chromium asks for nothing outside this machine, and runs as root, as it must in containers.
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -34,12 +35,19 @@ def find_chromium() -> str | None:
     return next((path for path in map(shutil.which, names) if path), None)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @contextlib.contextmanager
-def serve(dataset_name: str, port: int) -> Iterator[str]:
+def serve(dataset_name: str) -> Iterator[str]:
     """Run `benchmarks.app` in a process of its own until the block ends; yields its address.
 
     A fresh server for each set of tests: open panels and samples persist in it.
     """
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "benchmarks.app", dataset_name, "--port", str(port)]
     server = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -80,7 +88,7 @@ class App:
         self.page = page
         self.address = address
         self.responses: list[Response] = []
-        page.on("response", lambda response: self.responses.append(response))
+        page.on("response", lambda response: self.responses.append(response))  # noqa: PLW0108 (playwright marks it)
 
     def open(self, dataset_name: str) -> None:
         """Show the grid of a dataset and wait until its images are there."""

@@ -8,7 +8,6 @@ a database of its own that is dropped at the end.
 import importlib.util
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import uuid
@@ -18,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import cv2
 import pytest
+
+from benchmarks.browser import free_port
 
 if TYPE_CHECKING:
     import fiftyone as fo
@@ -82,12 +83,6 @@ def _start_mongod(folder: Path) -> tuple[subprocess.Popen, str]:
         mongod = subprocess.Popen([*command, "--port", uri.rpartition(":")[2]], stdout=log, stderr=subprocess.STDOUT)
     pymongo.MongoClient(uri, serverSelectionTimeoutMS=60_000).admin.command("ping")  # waits until it answers
     return mongod, uri
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ import pytest
 
 from benchmarks.browser import App, find_chromium, open_app, serve
 
-from ..conftest import free_port
-
 
 @pytest.fixture(scope="session", autouse=True)
 def chromium() -> None:
@@ -26,7 +24,7 @@ def server() -> Iterator[str]:
     import fiftyone as fo
 
     empty = fo.Dataset(f"test-server-{uuid.uuid4().hex[:12]}", persistent=True)
-    with serve(empty.name, free_port()) as address:
+    with serve(empty.name) as address:
         yield address
     empty.delete()
 

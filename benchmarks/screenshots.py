@@ -1,0 +1,62 @@
+"""Make the README's pictures from the demo photos, with the real App: `python -m benchmarks.screenshots`, after the demo."""
+
+import io
+import sys
+
+import fiftyone as fo
+from PIL import Image
+
+from .app import DEMO_DATASET
+from .browser import REPOSITORY, open_app, serve
+
+FOLDER = REPOSITORY / "assets" / "screenshots"
+OVERVIEW = REPOSITORY / "demo_output" / "overview.png"
+MAX_BYTES = 400_000
+
+
+def save(picture: Image.Image, name: str) -> None:
+    """Write a PNG that a README can carry: 256 colours, as large as MAX_BYTES allows."""
+    picture = picture.convert("RGB")
+    scale = 1.0
+    while True:
+        size = (round(picture.width * scale), round(picture.height * scale))
+        small = picture.resize(size, Image.Resampling.LANCZOS) if scale < 1 else picture
+        encoded = io.BytesIO()
+        small.quantize(256, method=Image.Quantize.MEDIANCUT).save(encoded, "png", optimize=True)
+        if encoded.tell() <= MAX_BYTES:
+            break
+        scale *= 0.9
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / name
+    path.write_bytes(encoded.getvalue())
+    print(f"{path.relative_to(REPOSITORY)}: {size[0]}x{size[1]}, {len(encoded.getvalue()) // 1000} KB", flush=True)
+
+
+def main() -> None:
+    if not fo.dataset_exists(DEMO_DATASET) or not OVERVIEW.exists():
+        sys.exit("There is no demo to photograph: `make demo` comes first.")
+    demo = fo.load_dataset(DEMO_DATASET)
+    save(Image.open(OVERVIEW), "overview.png")
+
+    # the form as a person sees it who has photos and no maps yet
+    fresh = fo.Dataset("my-photos", overwrite=True, persistent=True)
+    try:
+        fresh.add_samples([fo.Sample(filepath=path) for path in demo.values("filepath")], progress=False)
+        with serve(DEMO_DATASET) as address, open_app(address, viewport=(1280, 760)) as app:
+            app.open(DEMO_DATASET)
+            app.switch("pose_max", on=True)
+            save(_picture(app.page.screenshot()), "grid.png")
+            app.open(fresh.name)
+            form = app.prompt("Generate pose heatmaps")
+            app.settle()
+            save(_picture(form.screenshot()), "form.png")
+    finally:
+        fresh.delete()
+
+
+def _picture(png: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(png))
+
+
+if __name__ == "__main__":
+    main()
