@@ -86,8 +86,10 @@ def _published() -> dict[str, ModelEntry]:
             *("right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle", "head_top", "neck"),
         ),
         flip=(3, 4, 5, 0, 1, 2, 9, 10, 11, 6, 7, 8, 12, 13),
-        limbs=((0, 1), (1, 2), (3, 4), (4, 5), (6, 7), (7, 8), (9, 10), (10, 11), (12, 13), (13, 0), (13, 3), (0, 6))
-        + ((3, 9), (6, 9)),
+        limbs=(
+            *((0, 1), (1, 2), (3, 4), (4, 5), (6, 7), (7, 8), (9, 10), (10, 11)),
+            *((12, 13), (13, 0), (13, 3), (0, 6), (3, 9), (6, 9)),
+        ),
         grouping_order=(12, 13, 0, 3, 6, 9, 1, 4, 2, 5, 7, 10, 8, 11),
         sigmas=(0.079, 0.072, 0.062, 0.079, 0.072, 0.062, 0.107, 0.087, 0.089, 0.107, 0.087, 0.089, 0.079, 0.079),
     )
@@ -96,7 +98,14 @@ def _published() -> dict[str, ModelEntry]:
         ("w32-512-coco", w32, COCO, 512, openmmlab, f"{file}32_coco_512x512-8ae85183_20200713.pth"),
         ("w32-640-coco", w32, COCO, 640, openmmlab, f"{file}32_coco_640x640-a22fe938_20200712.pth"),
         ("w48-512-coco", w48, COCO, 512, openmmlab, f"{file}48_coco_512x512-60fedcbc_20200712.pth"),
-        ("w32-512-crowdpose", crowdpose, CROWDPOSE, 512, openmmlab, f"{file}32_crowdpose_512x512-1aa4a132_20201017.pth"),
+        (
+            "w32-512-crowdpose",
+            crowdpose,
+            CROWDPOSE,
+            512,
+            openmmlab,
+            f"{file}32_crowdpose_512x512-1aa4a132_20201017.pth",
+        ),
         ("w32-512-aic", aic, challenger, 512, openmmlab, f"{file}32_aic_512x512-9a674c33_20210130.pth"),
         ("w32-512-coco-official", w32, COCO, 512, authors, f"{AUTHORS}1V9Iz0ZYy9m8VeaspfKECDW0NKlGsYmO1"),
         ("w48-640-coco", w48, COCO, 640, authors, f"{AUTHORS}10j9Wx_I2H6qaw-prAdlJ44fLryDtA-ah"),
@@ -203,7 +212,9 @@ def _read(path: Path) -> dict[str, Tensor]:
             "that holds tensors only, for example one saved with torch.save(model.state_dict(), path)."
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: it is damaged or cut off. Fetch it again.") from error
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: it is damaged or cut off. Fetch it again."
+        ) from error
     while isinstance(values, Mapping) and "state_dict" in values:
         values = values["state_dict"]
     tensors = {str(k): v for k, v in values.items() if isinstance(v, Tensor)} if isinstance(values, Mapping) else {}

@@ -1,8 +1,8 @@
 """From image to network input and back.
 
 The published code warps an image so that its short side becomes the input size and its long side keeps the proportion,
-rounded up to a multiple of 64; the content is centred and the rest is black. Coordinates are continuous: the
-heatmap pixel v at 1/2 of the input covers the input's [2v, 2v + 2), since training puts a joint at u into pixel floor(u / 2).
+rounded up to a multiple of 64; the content is centred and the rest is black. Coordinates are continuous: the heatmap
+pixel v at 1/2 of the input covers the input's [2v, 2v + 2), since training puts a joint at u into pixel floor(u / 2).
 """
 
 from __future__ import annotations

@@ -93,6 +93,7 @@ def _side(joint: str) -> str:
     return joint.split("_")[0] if joint.startswith(("left_", "right_")) else ""
 
 
+# fmt: off
 COCO = JointSet(
     name="coco-17",
     joints=(
@@ -118,12 +119,12 @@ COCO = JointSet(
     limbs=(
         (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7),
         (6, 8), (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
-    ),  # fmt: skip
+    ),
     grouping_order=(0, 1, 2, 3, 4, 5, 6, 11, 12, 7, 8, 9, 10, 13, 14, 15, 16),
     sigmas=(
         0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087,
         0.089, 0.089,
-    ),  # fmt: skip
+    ),
 )
 
 CROWDPOSE = JointSet(
@@ -148,11 +149,13 @@ CROWDPOSE = JointSet(
     limbs=(
         (12, 13), (13, 0), (13, 1), (0, 2), (2, 4), (1, 3), (3, 5), (0, 6), (1, 7), (6, 7), (6, 8), (8, 10), (7, 9),
         (9, 11),
-    ),  # fmt: skip
+    ),
     grouping_order=(12, 13, 0, 1, 6, 7, 2, 3, 4, 5, 8, 9, 10, 11),
     sigmas=(
         0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089, 0.079, 0.079,
-    ),  # fmt: skip
+    ),
 )
+
+# fmt: on
 
 JOINT_SETS = {joint_set.name: joint_set for joint_set in (COCO, CROWDPOSE)}

@@ -1,6 +1,6 @@
 """Heatmaps of the network to the maps that people see: resampled to the image, quantised, as PNG.
 
-A map has no padding: pixel (i, j) of a w x h map covers the image's x in [i, i + 1) * W / w and y in [j, j + 1) * H / h.
+A map has no padding: pixel (i, j) of a w x h map covers the image's x in [i, i + 1) * W / w, y in [j, j + 1) * H / h.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _resample(heatmaps: Tensor, warps: Sequence[Warp], sizes: list[tuple[int, in
     device = heatmaps.device
 
     def places(axis: int, count: int) -> tuple[Tensor, Tensor]:
-        """Per image, the places of ``count`` map pixels in the input (-1 = its first edge, 1 = its last): (B, count)."""
+        """Per image, where ``count`` map pixels lie in the input (-1 = its first edge, 1 = its last): (B, count)."""
         own = torch.tensor([size[axis] for size in sizes], device=device)[:, None]
         step = torch.tensor([warp.image_wh[axis] * warp.ratio for warp in warps], device=device)[:, None] / own
         start = torch.tensor([warp.offset[axis] for warp in warps], device=device)[:, None]

@@ -1,13 +1,14 @@
 """Batches of warped images to heatmaps and tags: device, precision, flip test, scales.
 
-The aggregation is the published one: heatmaps of both stages, of the mirrored image and of all scales are averaged; tags
-come from stage 0 at scale 1 and of its mirror image, side by side. Because averaging and bilinear enlargement are linear,
-the average is taken at half of the input and enlarged later, only where it is needed.
+The aggregation is the published one: heatmaps of both stages, of the mirrored image and of all scales are averaged;
+tags come from stage 0 at scale 1 and of its mirror image, side by side. Because averaging and bilinear enlargement are
+linear, the average is taken at half of the input and enlarged later, only where it is needed.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -230,7 +231,7 @@ def for_inference(network: HigherHRNet, precision: torch.dtype) -> HigherHRNet:
 def _fold_batch_norms(module: nn.Module) -> None:
     """Fold each batch norm into the convolution that stands before it among the module's children."""
     children = list(module.named_children())
-    for (name, layer), (next_name, norm) in zip(children, children[1:], strict=False):
+    for (name, layer), (next_name, norm) in itertools.pairwise(children):
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) and isinstance(norm, nn.BatchNorm2d):
             transposed = isinstance(layer, nn.ConvTranspose2d)
             setattr(module, name, fuse_conv_bn_eval(layer, norm, transpose=transposed))

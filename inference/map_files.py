@@ -1,0 +1,167 @@
+"""Where map files live, and how they get there: all maps of a sample at once, or none.
+
+    <maps_dir>/<run id>/<last two hex digits of the sample id>/<sample id>/<name>.png
+
+A writer fills a folder of its own below `<maps_dir>/<run id>/.partial/` and moves it into place when it is complete. It
+holds a lock on that folder as long as it lives, so that a later run can tell a killed writer's leftovers from
+the work of a writer beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .maps import encode_png
+
+try:
+    import fcntl
+except ImportError:  # Windows has no fcntl: leftovers of killed writers stay until the run is deleted
+    fcntl = None  # type: ignore[assignment]
+
+PARTIAL = ".partial"
+
+
+def run_folder(maps_dir: str | Path, run_id: str) -> Path:
+    return Path(maps_dir) / run_id
+
+
+def sample_folder(maps_dir: str | Path, run_id: str, sample_id: str) -> Path:
+    """At most 256 folders side by side, then one per sample: no directory has a million entries."""
+    return run_folder(maps_dir, run_id) / sample_id[-2:] / sample_id
+
+
+def check_writable(folder: str | Path) -> str | None:
+    """A sentence that says why nothing can be written below a folder, or None. Creates nothing."""
+    nearest = Path(folder).expanduser().absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        return f"Maps cannot be written to {folder}, because {nearest} is a file. Choose another folder."
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        return f"Maps cannot be written to {folder}: no permission to write in {nearest}. Choose another folder."
+    return None
+
+
+class MapWriter:
+    """Writes the maps of one run; use as a context manager.
+
+    Args:
+        maps_dir: root of all map files
+        run_id: the run's
+
+    Raises:
+        OSError: on entering, if the folder cannot be made
+    """
+
+    def __init__(self, maps_dir: str | Path, run_id: str):
+        self.maps_dir = Path(maps_dir)
+        self.run_id = run_id
+        self._partial = run_folder(maps_dir, run_id) / PARTIAL
+        self._count = itertools.count()
+        self._own: Path
+        self._lock: IO[bytes]
+
+    def __enter__(self) -> MapWriter:
+        self._partial.mkdir(parents=True, exist_ok=True)
+        _sweep(self._partial)
+        self._own = self._partial / uuid.uuid4().hex
+        self._lock = _lock_path(self._own).open("wb")
+        _try_lock(self._lock)  # before the folder is made: one without a lock is nobody's to sweep
+        self._own.mkdir()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._own, ignore_errors=True)
+        self._lock.close()
+        with contextlib.suppress(OSError):
+            _lock_path(self._own).unlink()
+            self._partial.rmdir()  # stays while others write
+
+    def write(self, sample_id: str, maps: dict[str, NDArray[np.uint8]]) -> dict[str, str]:
+        """Write all maps of a sample. Thread-safe.
+
+        Args:
+            sample_id: 24 hex digits
+            maps: (h, w) uint8 by name
+
+        Returns:
+            the absolute path of each map
+
+        Raises:
+            OSError: if the disk is full or the folder not writable; nothing of the sample is left behind
+        """
+        folder = sample_folder(self.maps_dir, self.run_id, sample_id)
+        made = self._own / str(next(self._count))
+        made.mkdir()
+        try:
+            for name, values in maps.items():
+                (made / f"{name}.png").write_bytes(_png(values))
+            folder.parent.mkdir(exist_ok=True)
+            _move_into_place(made, folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+        return {name: str(folder / f"{name}.png") for name in maps}
+
+    def remove(self, sample_id: str) -> None:
+        """Delete the maps of a sample, if there are any."""
+        shutil.rmtree(sample_folder(self.maps_dir, self.run_id, sample_id), ignore_errors=True)
+
+
+def _move_into_place(made: Path, folder: Path) -> None:
+    try:
+        made.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        # Left by a killed run, written by a writer beside this one, or made again on purpose: replace file by file,
+        # since readers may have them open.
+        for path in made.iterdir():
+            path.replace(folder / path.name)
+
+
+def _png(values: NDArray[np.uint8]) -> bytes:
+    # Most maps of most photos are all zero.
+    return encode_png(np.ascontiguousarray(values)) if values.any() else _blank_png(values.shape)
+
+
+@lru_cache(maxsize=64)
+def _blank_png(shape: tuple[int, int]) -> bytes:
+    return encode_png(np.zeros(shape, np.uint8))
+
+
+def _lock_path(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.lock")
+
+
+def _try_lock(file: IO[bytes]) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _sweep(partial: Path) -> None:
+    """Remove what killed writers left: locks that nobody holds, and their folders."""
+    for lock in _listed(partial, ".lock"):
+        with contextlib.suppress(OSError), lock.open("rb+") as file:
+            if _try_lock(file):
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                lock.unlink()
+
+
+def _listed(folder: Path, suffix: str) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if path.suffix == suffix)

@@ -1,0 +1,544 @@
+"""A run over a view: read | infer | write, overlapped.
+
+Reader threads decode and warp images; this thread runs the network on batches of one shape; writer threads group
+people, write PNGs and then, with one bulk write per batch, the database. Files come first and the database after, so
+that a sample has all its maps or none, whenever the process is killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import re
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import bson
+import cv2
+import fiftyone as fo
+import fiftyone.core.utils as fou
+import numpy as np
+import torch
+from bson import ObjectId
+from numpy.typing import NDArray
+from pymongo import UpdateOne
+
+from . import checkpoints, labels, runs
+from .grouping import enlarge, group
+from .joints import JointSet
+from .map_files import MapWriter, check_writable
+from .maps import ImageMaps, make_maps
+from .predictor import Prediction, Predictor, PreparedImage
+from .settings import Settings, find_maps
+
+PAGE = 1000  # samples asked of the database at once
+MAX_LISTED = 100
+MAX_DOCUMENT = 15_500_000  # MongoDB's 16 MB, less what else a sample holds
+STOPPING_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+@dataclass
+class Progress:
+    """How far a run is, and how it went at the end.
+
+    Attributes:
+        total: samples to do
+        done, failed: samples finished
+        skipped: samples that were done already when the run began
+        failures: up to 100 (file, reason)
+        warnings: up to 100 (file, what to know)
+        seconds: since the run began
+        maps_dir: root of the files, or None
+        fields: that the run writes
+        busy: seconds of work by stage, over all its threads
+    """
+
+    total: int = 0
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    warnings: list[tuple[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+    maps_dir: str | None = None
+    fields: tuple[str, ...] = ()
+    busy: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "infer": 0.0, "write": 0.0})
+
+    def summary(self) -> str:
+        """One line for people."""
+        parts = [f"{self.done} of {self.total} samples got pose heatmaps in {self.seconds:.0f} s"]
+        if self.skipped:
+            parts.append(f"{self.skipped} had them already")
+        if self.failed:
+            parts.append(f"{self.failed} failed (see their status field)")
+        return ", ".join(parts) + "."
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """How it went for one sample."""
+
+    filepath: str
+    problem: str | None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Item:
+    """A sample on its way through the pipeline."""
+
+    sample_id: str
+    filepath: str
+    image: PreparedImage
+
+
+def check_target(view: fo.core.collections.SampleCollection) -> None:
+    """Raises ValueError, with what to do, if a run cannot work on such a view."""
+    if view.media_type == "group":
+        raise ValueError(
+            "This is a grouped dataset. Choose the slice with the images first, for example "
+            "view.select_group_slices('left'), and run on that view."
+        )
+    if view.media_type == "video":
+        raise ValueError(
+            "This is a video dataset. Make a dataset of its frames first, for example "
+            "dataset.to_frames(sample_frames=True).clone('frames'), and run on that."
+        )
+    if isinstance(view, fo.DatasetView) and view._is_generated:
+        raise ValueError(
+            "This view shows patches, frames or clips. Run on the samples themselves, or on a dataset made from the "
+            "view with clone()."
+        )
+    if view.media_type not in ("image", None):
+        raise ValueError(f"Pose heatmaps need images; this view holds {view.media_type} samples.")
+
+
+def run(
+    view: fo.core.collections.SampleCollection,
+    settings: Settings | None = None,
+    *,
+    skip_existing: bool = True,
+    existing: str | None = None,
+    progress: bool | Callable | None = None,
+) -> Progress:
+    """Attach pose heatmaps to the samples of a view. See :func:`process`.
+
+    Args:
+        progress: True or False = with or without a progress bar, None = FiftyOne's default, or a callable as
+            FiftyOne's progress callbacks
+    """
+    steps = process(view, settings, skip_existing=skip_existing, existing=existing)
+    state = next(steps)
+    with fou.ProgressBar(total=state.total, progress=progress) as bar:
+        for state in steps:
+            bar.set_iteration(state.done + state.failed)
+    return state
+
+
+def process(
+    view: fo.core.collections.SampleCollection,
+    settings: Settings | None = None,
+    *,
+    skip_existing: bool = True,
+    existing: str | None = None,
+) -> Generator[Progress, None, None]:
+    """Attach pose heatmaps to the samples of a view, step by step.
+
+    Args:
+        view: a dataset or view of images
+        settings: what to compute and store
+        skip_existing: leave out the samples that are done; those with an error are tried again
+        existing: what to do where the label field has a run with other settings: None = raise, ``"replace"`` it
+            sample by sample, or ``"append"`` to it
+
+    Yields:
+        the state of the run, the same object each time: before the first batch, after each batch, and at the end
+
+    Raises:
+        ValueError: before anything is written, if the view, the settings, a field or the folder cannot work
+        CheckpointError: if the weights cannot be used
+        OSError: if the disk is full; what was finished stays, and a later run goes on from there
+    """
+    started = time.monotonic()
+    settings = settings or Settings()
+    check_target(view)
+    dataset: fo.Dataset = view._dataset
+    settings = settings.resolved(dataset)
+    if settings.storage == "files":
+        problem = check_writable(str(settings.maps_dir))
+        if problem:
+            raise ValueError(problem)
+    model = checkpoints.load(settings.model, settings.checkpoint)
+    predictor = Predictor(
+        model.network,
+        model.entry.joint_set.flip,
+        int(settings.input_size or model.entry.input_size),
+        flip_test=settings.flip,
+        scales=settings.scales,
+        device=settings.device,
+    )
+    record = _open_record(view, dataset, settings, model, existing)
+    status = runs.field_name(settings.label_field, "status")
+    todo = view.match({status: {"$ne": runs.DONE}}) if skip_existing else view.view()
+
+    fields = _fields(settings, model.entry.joint_set)
+    state = Progress(total=len(todo), maps_dir=settings.maps_dir, fields=tuple(fields))
+    state.skipped = len(view) - state.total
+    yield state
+    with ExitStack() as stack:
+        files = None
+        if settings.storage == "files":
+            files = stack.enter_context(MapWriter(str(settings.maps_dir), record.run_id))
+        stages = _Stages(dataset, settings, predictor, record, files, model.entry.joint_set, state)
+        for _ in stages.work_through(todo):
+            state.seconds = time.monotonic() - started
+            yield state
+    _drop_replaced(dataset, settings.label_field, state.fields)
+    dataset.reload()
+    state.seconds = time.monotonic() - started
+    yield state
+
+
+def _fields(settings: Settings, joint_set: JointSet) -> dict[str, type]:
+    maximum, joints = find_maps(settings.maps, joint_set)
+    return runs.declared_fields(settings.label_field, joints, maximum, settings.keypoints)
+
+
+def _open_record(
+    view: fo.core.collections.SampleCollection,
+    dataset: fo.Dataset,
+    settings: Settings,
+    model: checkpoints.LoadedModel,
+    existing: str | None,
+) -> runs.Record:
+    """Find or make the record of the run, and its fields in the schema."""
+    if existing not in (None, "replace", "append"):
+        raise ValueError(f"existing is '{existing}'; it must be None, 'replace' or 'append'.")
+    label_field, joint_set = settings.label_field, model.entry.joint_set
+    fields = _fields(settings, joint_set)
+    recorded = {**settings.recorded(), "sha256": model.sha256}
+    old = runs.read_record(dataset, label_field)
+    changed = runs.differences(old, recorded) if old else []
+    if old and (old.adopted or old.dataset_id != runs.dataset_id(dataset)) and not existing:
+        origin = "were attached or adopted" if old.adopted else "came with the dataset that this one is a clone of"
+        raise ValueError(
+            f"The maps of '{label_field}' {origin}. Choose another label field, or pass existing='replace'."
+        )
+    if changed and not existing:
+        raise ValueError(
+            f"'{label_field}' holds the maps of a run with other settings: {'; '.join(changed)}. Choose another label "
+            "field, or pass existing='replace' to make them anew or existing='append' to add to them."
+        )
+    runs.declare(dataset, fields)
+    if old and not (existing == "replace" and (changed or old.adopted or old.dataset_id != runs.dataset_id(dataset))):
+        record = replace(old, fields=tuple(dict.fromkeys((*old.fields, *fields))), settings=recorded)
+    else:
+        previous = [str(folder) for folder in runs.run_folders(dataset, old)] if old else []
+        record = runs.Record(
+            label_field=label_field,
+            run_id=runs.new_run_id(),
+            dataset_id=runs.dataset_id(dataset),
+            fields=tuple(dict.fromkeys((*fields, *(old.fields if old else ())))),
+            joints=joint_set.joints,
+            settings=recorded,
+            versions={"fiftyone": fo.__version__, "torch": torch.__version__},
+            previous=tuple(previous),
+        )
+        if old:  # what was done with the old settings is to be done again; its maps stay until then
+            status = runs.field_name(label_field, "status")
+            done = dataset.match({status: runs.DONE})
+            done.set_values(status, [None] * len(done))
+    runs.save_record(dataset, record)
+    runs.style(dataset, label_field, joint_set, fields)
+    return record
+
+
+def _drop_replaced(dataset: fo.Dataset, label_field: str, written: tuple[str, ...]) -> None:
+    """Delete the folders of replaced runs, and fields that only they had, once no sample refers to them."""
+    record = runs.read_record(dataset, label_field)
+    if record is None or not record.previous:
+        return
+    heatmaps = [name for name in record.fields if name in runs.heatmap_fields(dataset)]
+    kept = []
+    for folder in record.previous:
+        inside = {"$regex": "^" + re.escape(str(Path(folder)) + os.sep)}
+        if dataset.match({"$or": [{f"{name}.map_path": inside} for name in heatmaps]}).limit(1).count():
+            kept.append(folder)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    unused = [name for name in record.fields if not kept and name not in written and not dataset.count(name)]
+    if unused:
+        dataset.delete_sample_fields(unused)
+    fields = tuple(name for name in record.fields if name not in unused)
+    runs.save_record(dataset, replace(record, previous=tuple(kept), fields=fields))
+
+
+class _Stages:
+    """The three stages of a run and what they share."""
+
+    def __init__(
+        self,
+        dataset: fo.Dataset,
+        settings: Settings,
+        predictor: Predictor,
+        record: runs.Record,
+        files: MapWriter | None,
+        joint_set: JointSet,
+        state: Progress,
+    ):
+        self.dataset = dataset
+        self.settings = settings
+        self.predictor = predictor
+        self.record = record
+        self.files = files
+        self.joint_set = joint_set
+        self.state = state
+        self.maximum, self.joints = find_maps(settings.maps, joint_set)
+        self.channels = [joint_set.joints.index(joint) for joint in self.joints]
+        cores = os.cpu_count() or 1
+        self.batch_size = settings.batch_size or (4 if predictor.device.type == "cpu" else 16)
+        self.num_readers = settings.num_readers or max(1, cores // 2)
+        self.num_writers = max(1, cores // 2)
+        self._failed: list[tuple[str, str, str]] = []  # id, file, reason; of samples that did not come to the writers
+
+    def work_through(self, todo: fo.DatasetView) -> Iterator[None]:
+        """Yields after each batch that was written."""
+        readers = ThreadPoolExecutor(self.num_readers, "read")
+        writers = ThreadPoolExecutor(self.num_writers, "write")
+        writing: deque[Future[list[_Outcome]]] = deque()
+        try:
+            for batch in self._batches(todo, readers):
+                for items, prediction in self._infer(batch):
+                    writing.append(writers.submit(self._write, items, *self._maps_and_tags(items, prediction)))
+                while len(writing) > self.num_writers or (writing and writing[0].done()):
+                    self._note(writing.popleft().result())
+                    yield
+            while writing:
+                self._note(writing.popleft().result())
+                yield
+            self._note(self._write_failures())
+            yield
+        finally:
+            readers.shutdown(wait=True, cancel_futures=True)
+            writers.shutdown(wait=True, cancel_futures=True)
+
+    # --- read
+
+    def _batches(self, todo: fo.DatasetView, readers: ThreadPoolExecutor) -> Iterator[list[_Item]]:
+        """Images of one shape, at most ``batch_size`` of them; at most 4 * ``batch_size`` wait anywhere."""
+        samples = _pages(todo)
+        reading: deque[tuple[str, str, Future[tuple[PreparedImage, float]]]] = deque()
+        waiting: dict[tuple, list[_Item]] = {}  # the oldest shape first
+        while True:
+            free = 4 * self.batch_size - len(reading) - sum(map(len, waiting.values()))
+            for sample_id, filepath in itertools.islice(samples, free):
+                reading.append((sample_id, filepath, readers.submit(self._read, filepath)))
+            if not reading:
+                break
+            sample_id, filepath, future = reading.popleft()
+            try:
+                image, seconds = future.result()
+            except Exception as error:
+                self._failed.append((sample_id, filepath, str(error)))
+                continue
+            self.state.busy["read"] += seconds
+            if image.warp.reduced and len(self.state.warnings) < MAX_LISTED:
+                self.state.warnings.append((filepath, "is much longer than wide; it was scaled down as a whole."))
+            same_shape = waiting.setdefault(image.shape, [])
+            same_shape.append(_Item(sample_id, filepath, image))
+            if len(same_shape) == self.batch_size:
+                yield waiting.pop(image.shape)
+            elif sum(map(len, waiting.values())) >= 3 * self.batch_size:
+                yield waiting.pop(next(iter(waiting)))
+        yield from waiting.values()
+
+    def _read(self, filepath: str) -> tuple[PreparedImage, float]:
+        started = time.perf_counter()
+        return self.predictor.prepare(read_image(filepath)), time.perf_counter() - started
+
+    # --- infer
+
+    def _infer(self, items: list[_Item]) -> Iterator[tuple[list[_Item], Prediction]]:
+        """Run a batch; where it fails (out of memory, say), run its halves, down to the image that cannot be run."""
+        started = time.perf_counter()
+        try:
+            prediction = self.predictor.predict([item.image for item in items])
+        except RuntimeError as error:
+            if len(items) == 1:
+                self._failed.append((items[0].sample_id, items[0].filepath, f"The network failed on it: {error}"))
+                return
+            if self.predictor.device.type == "cuda":
+                torch.cuda.empty_cache()
+            middle = len(items) // 2
+            yield from self._infer(items[:middle])
+            yield from self._infer(items[middle:])
+            return
+        finally:
+            self.state.busy["infer"] += time.perf_counter() - started
+        yield items, prediction
+
+    def _maps_and_tags(
+        self, items: list[_Item], prediction: Prediction
+    ) -> tuple[list[ImageMaps], tuple[NDArray, NDArray, NDArray | None] | None]:
+        """What the writers need, on the CPU: maps, and, for grouping, heatmaps, tags and the aggregate."""
+        started = time.perf_counter()
+        settings = self.settings
+        warps = [item.image.warp for item in items]
+        maps = make_maps(prediction, warps, settings.resolution, settings.dtype, settings.floor, bool(self.joints))
+        grouping = None
+        if settings.keypoints:
+            enlarged = None if prediction.enlarged is None else prediction.enlarged.cpu().numpy()
+            grouping = (prediction.heatmaps.cpu().numpy(), prediction.tags.cpu().numpy(), enlarged)
+        self.state.busy["infer"] += time.perf_counter() - started
+        return maps, grouping
+
+    # --- write
+
+    def _write(
+        self,
+        items: list[_Item],
+        maps: list[ImageMaps],
+        grouping: tuple[NDArray, NDArray, NDArray | None] | None,
+    ) -> list[_Outcome]:
+        """Files first, then one bulk write. Runs in a writer thread."""
+        started = time.perf_counter()
+        outcomes, updates = self._failures_so_far()
+        for index, (item, image_maps) in enumerate(zip(items, maps, strict=True)):
+            try:
+                values = self._labels(item, image_maps)
+                if grouping:
+                    heatmaps, tags, enlarged = (None if array is None else array[index] for array in grouping)
+                    values |= self._people(item, heatmaps, tags, enlarged)
+                values["status"] = runs.DONE
+                problem = None
+                if self.settings.storage == "memory" and len(bson.encode(values)) > MAX_DOCUMENT:
+                    problem = (
+                        "Its maps do not fit MongoDB's 16 MB for a sample. Use storage='files', dtype='uint8', "
+                        "resolution='network', or fewer joints."
+                    )
+            except OSError as error:
+                if error.errno in STOPPING_ERRORS:
+                    raise OSError(
+                        error.errno,
+                        f"The run stopped because maps can no longer be written to {self.settings.maps_dir} "
+                        f"({error.strerror}). Make room and run again: finished samples are kept",
+                    ) from error
+                problem = f"Its maps could not be written: {error}."
+            if problem:
+                values = self._nothing(item.sample_id, problem)
+            outcomes.append(_Outcome(item.filepath, problem))
+            updates.append(self._update(item.sample_id, values))
+        self._bulk_write(updates)
+        seconds = time.perf_counter() - started
+        return [replace(outcomes[0], seconds=seconds), *outcomes[1:]]
+
+    def _labels(self, item: _Item, image_maps: ImageMaps) -> dict[str, Any]:
+        """The maps of a sample as documents by field suffix, its files written."""
+        named: dict[str, NDArray] = {"max": image_maps.maximum} if self.maximum else {}
+        if image_maps.joints is not None:
+            named |= {joint: image_maps.joints[k] for joint, k in zip(self.joints, self.channels, strict=True)}
+        if self.files:
+            paths = self.files.write(item.sample_id, named)
+            heatmaps = {name: labels.file_heatmap(path) for name, path in paths.items()}
+        else:
+            heatmaps = {name: labels.memory_heatmap(values) for name, values in named.items()}
+        documents: dict[str, Any] = {name: heatmap.to_dict() for name, heatmap in heatmaps.items()}
+        return {**documents, "confidence": image_maps.confidence}
+
+    def _people(self, item: _Item, heatmaps: NDArray, tags: NDArray, enlarged: NDArray | None) -> dict[str, Any]:
+        if enlarged is None:
+            enlarged = enlarge(heatmaps, (2 * heatmaps.shape[1], 2 * heatmaps.shape[2]))
+        people = group(enlarged, tags, self.joint_set.grouping_order)
+        return {"keypoints": labels.keypoints(people, item.image.warp).to_dict(), "num_people": len(people)}
+
+    def _nothing(self, sample_id: str, problem: str) -> dict[str, Any]:
+        """A sample that failed has none of the run's labels, and no files."""
+        if self.files:
+            self.files.remove(sample_id)
+        return {"status": problem}
+
+    def _update(self, sample_id: str, values: dict[str, Any]) -> UpdateOne:
+        prefix = f"{self.settings.label_field}_"
+        cleared = dict.fromkeys(self.record.fields)  # also what an earlier run left there
+        written = {prefix + name: value for name, value in values.items()}
+        return UpdateOne(
+            {"_id": ObjectId(sample_id)},
+            {"$set": {**cleared, **written, "last_modified_at": datetime.now(UTC)}},
+        )
+
+    def _bulk_write(self, updates: list[UpdateOne]) -> None:
+        # FiftyOne has no public bulk write of several fields; set_values() would be one per field.
+        if updates:
+            self.dataset._bulk_write(updates, ids=[str(update._filter["_id"]) for update in updates])
+
+    def _failures_so_far(self) -> tuple[list[_Outcome], list[UpdateOne]]:
+        failed, self._failed = self._failed, []
+        outcomes = [_Outcome(filepath, problem) for _, filepath, problem in failed]
+        return outcomes, [self._update(sample_id, self._nothing(sample_id, why)) for sample_id, _, why in failed]
+
+    def _write_failures(self) -> list[_Outcome]:
+        outcomes, updates = self._failures_so_far()
+        self._bulk_write(updates)
+        return outcomes
+
+    def _note(self, outcomes: list[_Outcome]) -> None:
+        state = self.state
+        for outcome in outcomes:
+            state.busy["write"] += outcome.seconds
+            if outcome.problem is None:
+                state.done += 1
+                continue
+            state.failed += 1
+            if len(state.failures) < MAX_LISTED:
+                state.failures.append((outcome.filepath, outcome.problem))
+
+
+def _pages(todo: fo.DatasetView) -> Iterator[tuple[str, str]]:
+    """Ids and files of a view in the order of ids, a page at a time.
+
+    No list of all samples is made, and no database cursor stays open while the network works, which would time out.
+    """
+    last = None
+    while True:
+        rest = todo if last is None else todo.match({"_id": {"$gt": ObjectId(last)}})
+        ids, filepaths = rest.sort_by("id").limit(PAGE).values(["id", "filepath"])
+        yield from zip(ids, filepaths, strict=True)
+        if len(ids) < PAGE:
+            return
+        last = ids[-1]
+
+
+def read_image(filepath: str) -> NDArray[np.uint8]:
+    """An image as the App shows it: (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
+
+    16-bit images are reduced to 8 bits, alpha is dropped, of an animation the first frame is taken.
+
+    Raises:
+        ValueError: if there is no image that can be read; a sentence that says why
+    """
+    try:
+        data = Path(filepath).read_bytes()
+    except FileNotFoundError:
+        raise ValueError(f"There is no file {filepath}.") from None
+    except OSError as error:
+        raise ValueError(f"{filepath} cannot be read: {error.strerror}.") from error
+    if not data:
+        raise ValueError(f"{filepath} is empty.")
+    if data.startswith(b"\xff\xd8") and data.find(b"\xff\xd9", max(0, data.rfind(b"\xff\xda"))) < 0:
+        raise ValueError(f"{filepath} is a JPEG that was cut off; copy or download it again.")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise ValueError(f"{filepath} cannot be decoded: {error.err}.") from error
+    if image is None:
+        raise ValueError(f"{filepath} is not an image that OpenCV can decode; is it damaged, or another kind of file?")
+    return image  # type: ignore[return-value]

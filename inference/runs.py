@@ -1,0 +1,292 @@
+"""What a run adds to a dataset: fields, colours, skeleton, and the record that says how the maps came about.
+
+A run is known by its label field: its fields are ``<label_field>_max``, ``<label_field>_<joint>`` and so on, and its
+record is the FiftyOne run of that key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fiftyone as fo
+from bson import ObjectId
+
+from .joints import JOINT_SETS, JointSet
+
+MAX_COLOR = "#ff3b30"
+DONE = "done"
+METHOD = "pose-heatmaps"  # tells this plugin's records from other FiftyOne runs
+
+
+@dataclass(frozen=True)
+class Record:
+    """How a run was made; kept as a FiftyOne run whose key is the label field.
+
+    Attributes:
+        label_field: prefix of the run's fields
+        run_id: names the folder of the run's map files
+        dataset_id: the dataset that owns the files (a clone only refers to them)
+        fields: names of the fields that the run writes
+        joints: the joint names, in the order of the keypoints
+        settings: all that decides what the maps look like, and the weights' SHA-256
+        versions: of FiftyOne, torch and this plugin when the run began
+        previous: folders of replaced runs that still hold maps which some sample refers to
+        adopted: True if the maps were made by something else and must not be deleted
+    """
+
+    label_field: str
+    run_id: str
+    dataset_id: str
+    fields: tuple[str, ...]
+    joints: tuple[str, ...]
+    settings: dict = field(default_factory=dict)
+    versions: dict = field(default_factory=dict)
+    previous: tuple[str, ...] = ()
+    adopted: bool = False
+
+    @property
+    def maps_dir(self) -> str | None:
+        return self.settings.get("maps_dir")
+
+
+def field_name(label_field: str, name: str) -> str:
+    return f"{label_field}_{name}"
+
+
+def declared_fields(
+    label_field: str, joints: Iterable[str], maximum: bool = True, keypoints: bool = True
+) -> dict[str, type]:
+    """The fields of a run with their types: an embedded document for labels, a field class for plain values."""
+    names: dict[str, type] = {"max": fo.Heatmap} if maximum else {}
+    names |= dict.fromkeys(joints, fo.Heatmap)
+    if keypoints:
+        names |= {"keypoints": fo.Keypoints, "num_people": fo.IntField}
+    names |= {"confidence": fo.FloatField, "status": fo.StringField}
+    return {field_name(label_field, name): kind for name, kind in names.items()}
+
+
+def conflicts(dataset: fo.Dataset, fields: dict[str, type]) -> list[str]:
+    """A sentence for each field that exists with another type."""
+    schema = dataset.get_field_schema()
+    problems = []
+    for name, kind in fields.items():
+        if name not in schema:
+            continue
+        present = schema[name]
+        there = present.document_type if isinstance(present, fo.EmbeddedDocumentField) else type(present)
+        if there is not kind:
+            problems.append(
+                f"The dataset has a field '{name}' of type {there.__name__}, but the run writes {kind.__name__} there. "
+                "Choose another label field, or rename or delete that field."
+            )
+    return problems
+
+
+def check_label_field(label_field: str) -> None:
+    """Raises ValueError if a label field cannot be used as a prefix of field names."""
+    if not label_field.isidentifier() or label_field.startswith("_"):
+        raise ValueError(
+            f"'{label_field}' cannot be a label field: use letters, digits and underscores, starting with a letter."
+        )
+
+
+def declare(dataset: fo.Dataset, fields: dict[str, type]) -> None:
+    """Add the fields to the dataset's schema.
+
+    Raises:
+        ValueError: if a field exists with another type
+    """
+    problems = conflicts(dataset, fields)
+    if problems:
+        raise ValueError(" ".join(problems))
+    schema = dataset.get_field_schema()
+    for name, kind in fields.items():
+        if name in schema:
+            continue
+        if issubclass(kind, fo.Label):
+            dataset.add_sample_field(name, fo.EmbeddedDocumentField, embedded_doc_type=kind)
+        else:
+            dataset.add_sample_field(name, kind)
+        if kind is fo.Keypoints:
+            dataset.add_sample_field(f"{name}.keypoints.score", fo.FloatField)
+
+
+def style(dataset: fo.Dataset, label_field: str, joint_set: JointSet | None, fields: Iterable[str]) -> None:
+    """Give a run's fields their colours and skeleton, and switch its maximum map on in the App.
+
+    What people chose for other fields stays; the way of colouring is set only where the dataset has no colour scheme.
+    """
+    fields = set(fields)
+    colors = {field_name(label_field, "max"): MAX_COLOR}
+    if joint_set is not None:
+        colors |= {field_name(label_field, joint): color for joint, color in joint_set.colors.items()}
+        keypoints = field_name(label_field, "keypoints")
+        if keypoints in fields:
+            dataset.skeletons[keypoints] = fo.KeypointSkeleton(
+                labels=list(joint_set.joints), edges=[list(limb) for limb in joint_set.limbs]
+            )
+    config = dataset.app_config
+    scheme = config.color_scheme or fo.ColorScheme(color_by="field")
+    others = [entry for entry in scheme.fields or [] if entry["path"] not in colors]
+    scheme.fields = others + [{"path": path, "fieldColor": color} for path, color in colors.items() if path in fields]
+    config.color_scheme = scheme
+    _switch_on(dataset, label_field, fields)
+    dataset.save()
+
+
+def _switch_on(dataset: fo.Dataset, label_field: str, fields: set[str]) -> None:
+    shown = {field_name(label_field, "max"), field_name(label_field, "keypoints")} & fields
+    active = dataset.app_config.active_fields or fo.DatasetAppConfig.default_active_fields(dataset)
+    if active.exclude:
+        hidden = [name for name in fields - shown if name not in active.paths]
+        active.paths = [path for path in active.paths if path not in shown] + sorted(hidden)
+    else:
+        active.paths = list(active.paths) + sorted(shown - set(active.paths))
+    dataset.app_config.active_fields = active
+
+
+def _switch_off(dataset: fo.Dataset, fields: Iterable[str]) -> None:
+    fields = set(fields)
+    config = dataset.app_config
+    if config.color_scheme and config.color_scheme.fields:
+        config.color_scheme.fields = [e for e in config.color_scheme.fields if e["path"] not in fields]
+    if config.active_fields:
+        config.active_fields.paths = [path for path in config.active_fields.paths if path not in fields]
+    for name in fields & set(dataset.skeletons):
+        del dataset.skeletons[name]
+    dataset.save()
+
+
+# --- the record
+
+
+def read_record(dataset: fo.Dataset, label_field: str) -> Record | None:
+    """The record of a run, or None where the label field has none."""
+    if label_field not in dataset.list_runs():
+        return None
+    config = dataset.get_run_info(label_field).config
+    if getattr(config, "made_by", None) != METHOD:
+        return None
+    values = {name: _plain(getattr(config, name)) for name in Record.__dataclass_fields__ if hasattr(config, name)}
+    for name in ("fields", "joints", "previous"):
+        values[name] = tuple(values.get(name, ()))
+    return Record(**values)
+
+
+def list_records(dataset: fo.Dataset) -> dict[str, Record]:
+    """All runs of this plugin on a dataset, by label field."""
+    records = {key: read_record(dataset, key) for key in dataset.list_runs()}
+    return {key: record for key, record in records.items() if record is not None}
+
+
+def save_record(dataset: fo.Dataset, record: Record) -> None:
+    """Write a record, in place of an older one of the same label field.
+
+    Raises:
+        ValueError: if the key belongs to a run of something else
+    """
+    key = record.label_field
+    if key in dataset.list_runs() and read_record(dataset, key) is None:
+        raise ValueError(f"The dataset has another run with the key '{key}'; choose another label field.")
+    config = dataset.init_run(made_by=METHOD, **_plain(asdict(record)))
+    if key in dataset.list_runs():
+        dataset.update_run_config(key, config)
+    else:
+        dataset.register_run(key, config)
+
+
+def _plain(value: Any) -> Any:
+    """Plain dicts and lists: no tuples, which become lists in the database, and none of mongoengine's containers."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def new_run_id() -> str:
+    return str(ObjectId())
+
+
+def dataset_id(dataset: fo.Dataset) -> str:
+    return str(dataset._doc.id)  # FiftyOne has no public name for it
+
+
+def differences(record: Record, settings: dict) -> list[str]:
+    """The settings in which a record differs from a call, as ``name (record: a, call: b)``."""
+    return [
+        f"{name} (was {record.settings.get(name)!r}, now {value!r})"
+        for name, value in settings.items()
+        if record.settings.get(name) != value
+    ]
+
+
+# --- adopting and removing
+
+
+def heatmap_fields(dataset: fo.Dataset) -> list[str]:
+    """All heatmap fields of a dataset."""
+    return list(dataset.get_field_schema(ftype=fo.EmbeddedDocumentField, embedded_doc_type=fo.Heatmap))
+
+
+def adopt(dataset: fo.Dataset, label_field: str, joint_set: JointSet | None = None, **settings: object) -> Record:
+    """Give fields that came by ``apply_model`` or ``attach_heatmaps`` their record, skeleton and colours.
+
+    Args:
+        dataset: with heatmap fields ``<label_field>_…``
+        label_field: their prefix
+        joint_set: what the fields show; None = the built-in set that has most of their names
+        settings: what is known about how the maps were made
+
+    Raises:
+        ValueError: if the dataset has no heatmap field of that prefix
+    """
+    names = [name for name in heatmap_fields(dataset) if name.startswith(f"{label_field}_")]
+    if not names:
+        raise ValueError(f"The dataset has no heatmap field '{label_field}_…'; its heatmap fields are "
+                         f"{', '.join(heatmap_fields(dataset)) or 'none'}.")  # fmt: skip
+    suffixes = {name.removeprefix(f"{label_field}_") for name in names}
+    if joint_set is None:
+        joint_set = max(JOINT_SETS.values(), key=lambda known: len(suffixes & set(known.joints)))
+        if not suffixes & set(joint_set.joints):
+            joint_set = None
+    schema = dataset.get_field_schema()
+    extras = [field_name(label_field, name) for name in ("keypoints", "num_people", "confidence", "status")]
+    record = Record(
+        label_field=label_field,
+        run_id=new_run_id(),
+        dataset_id=dataset_id(dataset),
+        fields=tuple(names + [name for name in extras if name in schema]),
+        joints=joint_set.joints if joint_set else (),
+        settings=dict(settings),
+        adopted=True,
+    )
+    save_record(dataset, record)
+    style(dataset, label_field, joint_set, record.fields)
+    return record
+
+
+def run_folders(dataset: fo.Dataset, record: Record) -> list[Path]:
+    """The folders of a run's map files that this dataset may delete: none of a clone's or of adopted maps."""
+    if record.adopted or record.dataset_id != dataset_id(dataset) or not record.maps_dir:
+        return []
+    current = Path(record.maps_dir) / record.run_id
+    return [folder for folder in (current, *map(Path, record.previous)) if folder.is_dir()]
+
+
+def remove(dataset: fo.Dataset, record: Record) -> None:
+    """Delete a run's fields, colours, skeleton and record; its files are deleted by the caller afterwards."""
+    present = [name for name in record.fields if name in dataset.get_field_schema()]
+    _switch_off(dataset, record.fields)
+    if present:
+        dataset.delete_sample_fields(present)
+    dataset.delete_run(record.label_field)
+
+
+def counts(view: fo.core.collections.SampleCollection, label_field: str) -> tuple[int, int]:
+    """How many samples of a view have the run's maps, and how many have an error instead."""
+    statuses = view.count_values(field_name(label_field, "status"))
+    done = statuses.pop(DONE, 0)
+    statuses.pop(None, None)
+    return done, sum(statuses.values())

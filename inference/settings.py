@@ -1,0 +1,115 @@
+"""What people choose for a run, checked, with the automatic choices made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import fiftyone as fo
+
+from . import checkpoints, runs
+from .joints import JointSet
+from .maps import DTYPES, RESOLUTIONS
+
+STORAGES = ("files", "memory")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run computes and stores. None = automatic.
+
+    Attributes:
+        label_field: prefix of the fields that the run writes
+        model: a name of :data:`.checkpoints.MODELS`
+        checkpoint: a local file with weights for that model, instead of its own
+        maps: ``"max"``, ``"joints"`` (all of them) and names of joints
+        keypoints: also group the peaks into people
+        storage: ``"files"`` = PNG beside the dataset; ``"memory"`` = in the database
+        maps_dir: root of the files; None = ``<default_dataset_dir>/pose-heatmaps/<dataset name>``
+        resolution: ``"network"`` or ``"image"``; see :func:`.maps.make_maps`
+        dtype: ``"uint8"``, or ``"float32"`` with storage ``"memory"``
+        floor: map values below it become 0
+        input_size: short side of the network input, pixels; None = the model's
+        flip: average with the mirrored image
+        scales: average over these scales of the input
+        batch_size, num_readers, device: how it is computed; without influence on the maps
+    """
+
+    label_field: str = "pose"
+    model: str = checkpoints.DEFAULT_MODEL
+    checkpoint: str | None = None
+    maps: tuple[str, ...] = ("max", "joints")
+    keypoints: bool = True
+    storage: str = "files"
+    maps_dir: str | None = None
+    resolution: str = "network"
+    dtype: str = "uint8"
+    floor: float = 0.02
+    input_size: int | None = None
+    flip: bool = False
+    scales: tuple[float, ...] = (1.0,)
+    batch_size: int | None = None
+    num_readers: int | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        runs.check_label_field(self.label_field)
+        for name, value, known in (
+            ("storage", self.storage, STORAGES),
+            ("resolution", self.resolution, RESOLUTIONS),
+            ("dtype", self.dtype, DTYPES),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} is '{value}'; it must be one of {', '.join(known)}.")
+        if self.dtype == "float32" and self.storage == "files":
+            raise ValueError("PNG files hold 8 bits: use dtype='uint8', or storage='memory' to keep float32 values.")
+        if not 0 <= self.floor < 1:
+            raise ValueError(f"floor is {self.floor}; it must be at least 0 and below 1.")
+        for name, count in (("batch_size", self.batch_size), ("num_readers", self.num_readers)):
+            if count is not None and count < 1:
+                raise ValueError(f"{name} is {count}; it must be at least 1, or None for an automatic choice.")
+        find_maps(self.maps, checkpoints.find_model(self.model).joint_set)
+
+    def resolved(self, dataset: fo.Dataset) -> Settings:
+        """The settings with the automatic choices made that the record keeps."""
+        entry = checkpoints.find_model(self.model)
+        maximum, joints = find_maps(self.maps, entry.joint_set)
+        maps_dir = None
+        if self.storage == "files":
+            record = runs.read_record(dataset, self.label_field)
+            maps_dir = self.maps_dir or (record.maps_dir if record else None) or default_maps_dir(dataset)
+        return replace(
+            self,
+            maps=(*(("max",) if maximum else ()), *joints),
+            input_size=self.input_size or entry.input_size,
+            scales=tuple(float(scale) for scale in self.scales),
+            maps_dir=maps_dir and str(Path(maps_dir).expanduser().absolute()),
+        )
+
+    def recorded(self) -> dict[str, Any]:
+        """What decides how the maps look, as plain values."""
+        names = ("model", "checkpoint", "keypoints", "storage", "maps_dir", "resolution", "dtype", "floor")
+        values = {name: getattr(self, name) for name in (*names, "input_size", "flip")}
+        return {**values, "maps": list(self.maps), "scales": list(self.scales)}
+
+
+def find_maps(maps: Iterable[str], joint_set: JointSet) -> tuple[bool, tuple[str, ...]]:
+    """Whether the maximum is wanted, and which joints, in the joint set's order.
+
+    Raises:
+        ValueError: if a name is unknown or nothing is asked for
+    """
+    wanted = {maps} if isinstance(maps, str) else set(maps)
+    unknown = wanted - {"max", "joints", *joint_set.joints}
+    if unknown or not wanted:
+        raise ValueError(
+            f"maps is {sorted(wanted)}; name 'max', 'joints' (all of them), or some of {', '.join(joint_set.joints)}."
+        )
+    joints = joint_set.joints if "joints" in wanted else tuple(j for j in joint_set.joints if j in wanted)
+    return "max" in wanted, joints
+
+
+def default_maps_dir(dataset: fo.Dataset) -> str:
+    return str(Path(fo.config.default_dataset_dir) / "pose-heatmaps" / dataset.name)
