@@ -290,7 +290,9 @@ def make_sample(
     maps = {}
     for name, stride in (("quarter", 4), ("half", 2)):
         low, high = options["sigma_range"][name]
-        maps[name] = draw_heatmaps(stacked / (stride, stride, 1), sigmas.clip(low, high) / stride, (size // stride,) * 2)
+        maps[name] = draw_heatmaps(
+            stacked / (stride, stride, 1), sigmas.clip(low, high) / stride, (size // stride,) * 2
+        )
     mask = draw_mask(record, affine, size, shown, hidden, round(FULL * options["teacher_background"]))
     if mirrored:
         mask = mask[list(COCO.flip)]
@@ -315,13 +317,14 @@ class Batches(Dataset):
         photos: to draw from
         options: the ``data`` part of the configuration
         seed: another seed, another sequence of batches
+        group: so many batches in a row have crops of the same size (one for each process of a step)
 
     ``batches[n]`` is a dict of the arrays of :func:`make_sample` with a batch dimension in front (torch tensors), and
     ``trusted`` (B,) bool: no unlabelled people are expected in the background.
     """
 
-    def __init__(self, photos: list[Photo], options: dict, seed: int):
-        self.options, self.seed = options, seed
+    def __init__(self, photos: list[Photo], options: dict, seed: int, group: int = 1):
+        self.options, self.seed, self.group = options, seed, group
         self.sets = {name: [p for p in photos if p.set_name == name] for name in options["sets"]}
         empty = [name for name, members in self.sets.items() if not members]
         if empty:
@@ -331,8 +334,11 @@ class Batches(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         cv2.setNumThreads(1)  # loader processes are the parallelism
-        rng = np.random.default_rng((self.seed, number))
-        size, count, _ = self.options["crops"][rng.choice(len(self.options["crops"]), p=self._crop_shares())]
+        crops = self.options["crops"]
+        shares = np.array([share for _, _, share in crops], float)
+        common = np.random.default_rng((self.seed, number // self.group, 0))
+        size, count, _ = crops[common.choice(len(crops), p=shares / shares.sum())]
+        rng = np.random.default_rng((self.seed, number, 1))
         samples = []
         for name in rng.choice(list(self.sets), count, p=self.shares):
             photo = self.sets[name][rng.integers(len(self.sets[name]))]
@@ -341,7 +347,3 @@ class Batches(Dataset):
             sample["trusted"] = np.array(name in ("coco", "negative"))
             samples.append(sample)
         return {key: torch.from_numpy(np.stack([s[key] for s in samples])) for key in samples[0]}
-
-    def _crop_shares(self) -> np.ndarray:
-        shares = np.array([share for _, _, share in self.options["crops"]], float)
-        return shares / shares.sum()

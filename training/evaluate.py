@@ -111,24 +111,29 @@ def evaluate(network: HigherHRNet, photos: list[Photo], input_size: int) -> dict
     both = np.array(alarms + strip_alarms)
     threshold = threshold_at(both)
     return {
-        "joint_recall": float((every >= THRESHOLD).mean()),
-        "joint_recall_large": float((big >= THRESHOLD).mean()),
-        "false_alarm_rate": float((both >= THRESHOLD).mean()),
-        "recall_at_fa3": float((every > threshold).mean()),
-        "recall_large_at_fa3": float((big > threshold).mean()),
+        "joint_recall": share(every >= THRESHOLD),
+        "joint_recall_large": share(big >= THRESHOLD),
+        "false_alarm_rate": share(both >= THRESHOLD),
+        "recall_at_fa3": share(every > threshold),
+        "recall_large_at_fa3": share(big > threshold),
         "threshold_fa3": threshold,
-        "recall_large_at_fa3_negatives": float((big > threshold_at(np.array(alarms))).mean()),
-        "recall_large_at_fa10": float((big > threshold_at(both, 0.1)).mean()),
-        "median_peak_negatives": float(np.median(alarms)),
-        "median_peak_strips": float(np.median(strip_alarms)),
+        "recall_large_at_fa3_negatives": share(big > threshold_at(np.array(alarms))),
+        "recall_large_at_fa10": share(big > threshold_at(both, 0.1)),
+        "median_peak_negatives": float(np.median(alarms or [0])),
+        "median_peak_strips": float(np.median(strip_alarms or [0])),
         "person_free": len(both),
         "joints": len(every),
     }
 
 
-def threshold_at(peaks: np.ndarray, share: float = ALARM_SHARE) -> float:
-    """The value that at most ``share`` of the peaks exceed."""
-    return float(np.sort(peaks)[::-1][int(share * len(peaks))])
+def share(hits: np.ndarray) -> float:
+    """Mean of booleans, 0 where there are none."""
+    return float(hits.mean()) if len(hits) else 0.0
+
+
+def threshold_at(peaks: np.ndarray, alarm_share: float = ALARM_SHARE) -> float:
+    """The value that at most ``alarm_share`` of the peaks exceed."""
+    return float(np.sort(peaks)[::-1][int(alarm_share * len(peaks))]) if len(peaks) else 0.0
 
 
 def held_out_subset(held: list[Photo], share: float) -> list[Photo]:

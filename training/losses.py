@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Energy of one joint: the sum of a Gaussian of deviation 2 squared. Makes 1.0 = "one joint per channel and photo missed".
+# Energy of one joint, the sum of a squared Gaussian of deviation 2: a loss of 1 is one joint missed per channel.
 JOINT_ENERGY = 12.57
 
 

@@ -1,0 +1,293 @@
+"""The training recipe on small synthetic shards."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from inference.network import HigherHRNet, NetworkConfig
+from training import train as training
+from training.dataset import (
+    Batches,
+    Photo,
+    draw_heatmaps,
+    draw_mask,
+    make_sample,
+    random_affine,
+    read_shards,
+    split,
+    whole_affine,
+)
+from training.evaluate import evaluate, joint_values, network_map, strip_without_people, threshold_at
+from training.export import export
+from training.losses import heatmap_loss, schedule, tag_loss
+
+LEFT_SHOULDER, RIGHT_SHOULDER = 5, 6
+CROPS = {
+    "sets": {"coco": 2, "lspet": 1, "negative": 1},
+    "crops": [[64, 2, 1]],
+    "zoom": 0.5,
+    "zoom_range": [0.35, 1.3],
+    "max_enlargement": 2.5,
+    "background": 0.2,
+    "min_person": 10,
+    "sigma": 0.05,
+    "sigma_range": {"quarter": [8, 14], "half": [4, 12]},
+    "teacher_background": 0.2,
+}
+OPTIONS = {
+    "network": {"width": 4, "stem_blocks": 1, "modules": [1, 1, 1], "blocks": 1, "deconv_blocks": 1, "joints": 17},
+    "start": None,
+    "start_photos": 10,
+    "restart_tags": 0.15,
+    "seed": 3,
+    "photos": 12,
+    "learning_rate": 0.001,
+    "warm_up": 2,
+    "weight_decay": 0.0001,
+    "clip": 5.0,
+    "ema": 0.9,
+    "bf16": False,
+    "foreground": [4, 1],
+    "hard": 1,
+    "pull": 0.1,
+    "push": 0.2,
+    "held_out": {"coco": 2, "negative": 2},
+    "check_minutes": 1000,
+    "check_share": 1.0,
+    "check_size": 64,
+    "save_minutes": 0,
+    "log_steps": 1,
+    "workers": 0,
+    "data": CROPS,
+}
+
+
+def person(box: list[float], joints: dict[int, tuple[float, float]], labels: str | None = None) -> dict:
+    keypoints = np.zeros((17, 3))
+    for k, (x, y) in joints.items():
+        keypoints[k] = x, y, 2
+    return {
+        "bbox": box,
+        "keypoints": keypoints.ravel().tolist(),
+        "num_keypoints": len(joints),
+        **({"labels": labels} if labels else {}),
+    }
+
+
+def record(people: list[dict], **more) -> dict:
+    return {"source": "coco", "id": 1, "width": 80, "height": 64, "persons": people, "ignore": [], **more}
+
+
+def shards(folder: Path) -> Path:
+    """Six photos with a person, four of one person with a valid box, four without people."""
+    rng = np.random.default_rng(0)
+    standing = person([20, 8, 24, 48], {0: (32, 12), LEFT_SHOULDER: (38, 20), RIGHT_SHOULDER: (26, 20)})
+    for name, count in (("coco", 6), ("lspet", 4), ("negative", 4)):
+        with tarfile.open(folder / f"{name}-000.tar", "w") as tar:
+            for i in range(count):
+                more = {"valid_box": [20, 8, 24, 48], "unlabelled_joints": [0]} if name == "lspet" else {}
+                about = record([] if name == "negative" else [standing], **more) | {"source": name, "id": i}
+                picture = cv2.imencode(".webp", rng.integers(0, 255, (64, 80, 3), dtype=np.uint8))[1].tobytes()
+                for suffix, data in ((".webp", picture), (".json", json.dumps(about).encode())):
+                    info = tarfile.TarInfo(f"{i:06d}{suffix}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    (tmp_path / "data").mkdir()
+    return shards(tmp_path / "data")
+
+
+def test_gaussians_peak_at_the_joint_and_survive_the_border() -> None:
+    joints = np.zeros((2, 17, 3))
+    joints[0, 3] = 10.5, 20.5, 2  # the centre of pixel (10, 20)
+    joints[1, 3] = 12.5, 20.5, 2
+    joints[0, 4] = 0.2, 31.9, 1
+    maps = draw_heatmaps(joints, np.array([2.0, 3.0]), (32, 32))
+    assert maps.shape == (17, 32, 32)
+    assert maps[3, 20, 10] == pytest.approx(1)
+    assert maps[3, 20, 12] == pytest.approx(1)
+    assert maps[3, 20, 8] == pytest.approx(np.exp(-4 / 8), rel=1e-3)  # the maximum, not the sum
+    assert np.unravel_index(maps[4].argmax(), (32, 32)) == (31, 0)
+    assert maps[4].max() > 0.9
+    assert maps[[0, 5]].max() == 0
+
+
+def test_a_mirrored_crop_swaps_left_and_right_and_follows_the_picture(data: Path) -> None:
+    photo = next(p for p in read_shards(data) if p.set_name == "coco")
+    mirror = np.array([[-1.0, 0, 80], [0, 1, 0]])
+    sample = make_sample(photo, mirror, 64, CROPS)
+    peak = np.unravel_index(sample["half"][RIGHT_SHOULDER].argmax(), (32, 32))
+    assert peak == (20 // 2 - 0, (80 - 38) // 2) or np.abs(np.subtract(peak, (9.5, 20.5))).max() <= 1
+    assert sample["tags"][0, RIGHT_SHOULDER] == 20 // 4 * 16 + 42 // 4
+    assert np.abs(sample["image"][:, 20:40].astype(int) - photo.image()[:, 40:60][:, ::-1]).max() <= 1
+
+
+def test_mask_leaves_out_crowds_unknown_joints_and_what_lies_outside_the_valid_box() -> None:
+    one = person([8, 8, 16, 32], {0: (16, 12)}, labels="teacher")
+    about = record([one], ignore=[[20, 8, 40, 32]], unlabelled_joints=[4])
+    mask = draw_mask(about, np.eye(2, 3), 64, [one], [], teacher_background=50)
+    assert mask.shape == (17, 32, 32)
+    assert mask[0, 10, 8] == 255  # in the person's box
+    assert mask[0, 10, 11] == 255  # the person's box wins over the ignore box
+    assert mask[0, 10, 20] == 0  # ignored
+    assert mask[0, 28, 20] == 50  # background of a teacher-labelled photo
+    assert mask[7, 10, 8] == 0  # v = 0 of a teacher is unknown
+    assert mask[7, 28, 20] == 50
+    assert mask[4].max() == 0
+
+    hand = person([8, 8, 16, 32], {0: (16, 12)})
+    assert draw_mask(record([hand]), np.eye(2, 3), 64, [hand], [], 50).min() == 255  # v = 0 by hand is absent
+    assert draw_mask(record([hand]), np.eye(2, 3), 64, [], [hand], 50)[0, 10, 8] == 0  # too small to be drawn
+    inside = draw_mask(record([hand], valid_box=[8, 8, 16, 32]), np.eye(2, 3), 64, [hand], [], 50)
+    assert inside[0, 10, 8] == 255
+    assert inside[0, 28, 28] == 0
+
+
+def test_held_out_photos_do_not_depend_on_the_order_and_never_train(data: Path) -> None:
+    photos = read_shards(data)
+    rest, held = split(photos, coco=2, negative=1)
+    assert {p.record["id"] for p in held} == {p.record["id"] for p in split(photos[::-1], coco=2, negative=1)[1]}
+    assert len(rest) == len(photos) - 3
+    assert not {id(p) for p in rest} & {id(p) for p in held}
+
+
+def test_batches_are_a_function_of_their_number(data: Path) -> None:
+    photos = read_shards(data)
+    first, again = (Batches(photos, CROPS, seed=1)[5] for _ in range(2))
+    assert first["image"].shape == (2, 64, 64, 3)
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not torch.equal(first["image"], Batches(photos, CROPS, seed=2)[5]["image"])
+
+
+def test_crops_keep_to_the_photo(data: Path) -> None:
+    rng = np.random.default_rng(0)
+    for photo in read_shards(data):
+        for _ in range(20):
+            affine = random_affine(photo, 64, rng, CROPS)
+            centre = np.linalg.solve(affine[:, :2], np.array([32, 32]) - affine[:, 2])
+            assert 0 <= centre[0] <= 80
+            assert 0 <= centre[1] <= 64
+
+
+def test_heatmap_loss_counts_what_the_mask_lets_through() -> None:
+    target = torch.zeros(2, 1, 4, 4)
+    target[0, 0, 0, 0] = 1
+    predicted = torch.full_like(target, 0.5)
+    everything = torch.ones_like(target)
+    trusted = torch.tensor([True, False])
+    plain = heatmap_loss(predicted, target, everything, 0, 0, trusted)
+    assert plain == pytest.approx(32 * 0.25 / (2 * 12.57))
+    assert heatmap_loss(predicted, target, everything * 0, 4, 4, trusted) == 0
+    assert heatmap_loss(predicted, target, everything, 4, 0, trusted) == pytest.approx(36 * 0.25 / (2 * 12.57))
+    # The 15 background pixels of the trusted photo weigh 1 + 2 * 0.5.
+    assert heatmap_loss(predicted, target, everything, 0, 2, trusted) == pytest.approx(47 * 0.25 / (2 * 12.57))
+
+
+def test_tags_of_two_people_are_pushed_apart_from_almost_equal() -> None:
+    positions = torch.full((1, 3, 2), -1)
+    positions[0, 0] = torch.tensor([0, 1])
+    positions[0, 1] = torch.tensor([10, 11])
+    tags = torch.zeros(1, 2, 4, 4)
+    tags[0, :, 2, 2:] = 1e-3
+    tags.requires_grad_()
+    pull, push = tag_loss(tags, positions)
+    assert pull.item() == pytest.approx(0, abs=1e-5)
+    assert push.item() == pytest.approx(1, abs=0.01)
+    push.backward()
+    assert tags.grad.abs().max() > 0.1
+
+    apart = torch.zeros(1, 2, 4, 4)
+    apart[0, :, 2, 2:] = 5
+    assert tag_loss(apart, positions)[1] == 0
+    assert tag_loss(torch.randn(1, 2, 4, 4), torch.full((1, 3, 2), -1)) == (0, 0)  # nobody
+
+
+def test_schedule_is_linear_between_its_values() -> None:
+    assert [schedule(p, [4, 2, 1]) for p in (-1, 0, 0.25, 0.5, 0.75, 1, 2)] == [4, 4, 3, 2, 1.5, 1, 1]
+    assert schedule(0.3, [7]) == 7
+
+
+def test_a_killed_run_resumes_to_the_same_weights(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = training.train(data, OPTIONS, tmp_path / "whole")
+
+    def killed(path: Path, row: dict) -> None:
+        if row["step"] == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(data, OPTIONS, tmp_path / "killed")
+    saved = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == 3
+    resumed = training.train(data, OPTIONS, tmp_path / "killed")
+    assert resumed["photos"] == whole["photos"] == 12
+    for part in ("model", "ema"):
+        for key, value in whole[part].items():
+            torch.testing.assert_close(resumed[part][key], value)
+    assert len((tmp_path / "whole" / "log.csv").read_text().splitlines()) == 7
+    assert "recall_large_at_fa3" in (tmp_path / "whole" / "held_out.csv").read_text()
+
+
+def test_recall_looks_for_local_maxima_near_the_joint() -> None:
+    affine, canvas = whole_affine(80, 64, 128)
+    assert canvas == (160, 128)
+    assert affine[0, 0] == 2
+    about = record([person([10, 10, 40, 50], {0: (20, 20), 1: (60, 40)})])  # 400 pixels wide in the original
+    maps = torch.zeros(17, 64, 80)
+    maps[0, 20, 21] = 0.7
+    maps[1, 40, 40] = 0.9  # too far from (60, 40)
+    values, large = joint_values(maps, 1.0, about)
+    assert values == pytest.approx([0.7, 0])
+    assert large == [True, True]
+    assert threshold_at(np.arange(100.0)) == 96  # three of 100 exceed it
+
+
+def test_strips_beside_the_people() -> None:
+    about = record([person([300, 0, 100, 300], {0: (320, 10)})]) | {"width": 400, "height": 300}
+    assert strip_without_people(Photo(Path("coco-000.tar"), 0, 0, about)) == (0, 0, 296, 300)
+    assert strip_without_people(Photo(Path("coco-000.tar"), 0, 0, about | {"ignore": [[0, 0, 300, 300]]})) is None
+
+
+def test_evaluation_reads_both_stages(data: Path) -> None:
+    outputs = [torch.zeros(1, 34, 4, 4), torch.ones(1, 17, 8, 8)]
+    outputs[0][:, 17:] = 9  # tags do not count
+    assert torch.equal(network_map(outputs), torch.full((1, 17, 8, 8), 0.5))
+    network = HigherHRNet(NetworkConfig.from_dict(OPTIONS["network"]))
+    numbers = evaluate(network, read_shards(data)[:6] + read_shards(data)[-4:], 64)
+    assert 0 <= numbers["joint_recall"] <= 1
+    assert numbers["person_free"] == 4
+
+
+def test_export_can_be_loaded_and_says_what_it_is(tmp_path: Path) -> None:
+    config = NetworkConfig.from_dict(OPTIONS["network"])
+    network = HigherHRNet(config)
+    export(network.state_dict(), config, tmp_path, "small", input_size=256, photos_seen=5)
+    about = json.loads((tmp_path / "small.json").read_text())
+    assert about["sha256"] == hashlib.sha256((tmp_path / about["file"]).read_bytes()).hexdigest()
+    assert NetworkConfig.from_dict(about["network"]) == config
+    weights = load_file(tmp_path / about["file"])
+    assert {v.dtype for v in weights.values()} == {torch.float16}
+    missing, unexpected = HigherHRNet(config).load_state_dict(weights, strict=False)
+    assert not unexpected
+    assert all(key.endswith("num_batches_tracked") for key in missing)
+
+    weights.pop("conv1.weight")
+    with pytest.raises(ValueError, match=r"conv1\.weight"):
+        export(weights, config, tmp_path, "small", 256, 5)
+    with pytest.raises(ValueError, match="fp16"):
+        export(network.state_dict() | {"bn1.weight": torch.full((64,), 1e6)}, config, tmp_path, "small", 256, 5)
