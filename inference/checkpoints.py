@@ -9,6 +9,7 @@ import hashlib
 import json
 import pickle
 import re
+import shutil
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -183,6 +184,18 @@ def load(name: str = DEFAULT_MODEL, checkpoint: str | Path | None = None) -> Loa
     _check_fit(network, state, entry, path)
     network.load_state_dict(state, strict=False)
     return LoadedModel(entry, network.eval(), sha256)
+
+
+def copy_bundled(name: str, path: str | Path) -> None:
+    """Put a bundled model's weights where FiftyOne's model zoo looks for them.
+
+    Raises:
+        CheckpointError: if the model's weights do not come with the plugin
+    """
+    source, target = weights_path(find_model(name)), Path(path)
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.copyfile(source, partial)
+    partial.replace(target)
 
 
 def file_sha256(path: Path) -> str:

@@ -1,13 +1,98 @@
-"""Maps and people as FiftyOne labels."""
+"""From a batch of images to FiftyOne labels: what the pipeline and the SDK model have in common."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import fiftyone as fo
 import numpy as np
 from numpy.typing import NDArray
 
 from .geometry import Warp
-from .grouping import People
+from .grouping import People, enlarge, group
+from .joints import JointSet
+from .map_files import MapWriter
+from .maps import ImageMaps, make_maps
+from .predictor import Predictor, PreparedImage
+from .settings import Settings, find_maps
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the network saw in one image, on the CPU.
+
+    Attributes:
+        warp: that made the network's input
+        maps: for people to look at
+        heatmaps: (K, h/2, w/2) float32, for grouping, with
+        tags: (T, h/2, w/2, D) float32; both None where people are not asked for
+        enlarged: (K, h, w) float32, where it is not just the heatmaps enlarged
+    """
+
+    warp: Warp
+    maps: ImageMaps
+    heatmaps: NDArray[np.float32] | None = None
+    tags: NDArray[np.float32] | None = None
+    enlarged: NDArray[np.float32] | None = None
+
+
+def see(predictor: Predictor, settings: Settings, images: Sequence[PreparedImage], joints: bool) -> list[Seen]:
+    """Run images of one shape through the network and fetch all that labels are made of.
+
+    Args:
+        joints: also make the maps of single joints
+    """
+    prediction = predictor.predict(images)
+    warps = [image.warp for image in images]
+    maps = make_maps(prediction, warps, settings.resolution, settings.dtype, settings.floor, joints)
+    if not settings.keypoints:
+        return [Seen(warp, image_maps) for warp, image_maps in zip(warps, maps, strict=True)]
+    heatmaps, tags = prediction.heatmaps.cpu().numpy(), prediction.tags.cpu().numpy()
+    enlarged = [None] * len(maps) if prediction.enlarged is None else prediction.enlarged.cpu().numpy()
+    return [Seen(*parts) for parts in zip(warps, maps, heatmaps, tags, enlarged, strict=True)]
+
+
+class Labeller:
+    """Turns what was seen into the values of a sample's fields.
+
+    Args:
+        settings: of the run
+        joint_set: of the model
+        files: where map files are written; None keeps the maps in the labels
+    """
+
+    def __init__(self, settings: Settings, joint_set: JointSet, files: MapWriter | None):
+        self.keypoints = settings.keypoints
+        self.joint_set = joint_set
+        self.files = files
+        self.maximum, self.joints = find_maps(settings.maps, joint_set)
+        self._channels = [joint_set.joints.index(joint) for joint in self.joints]
+
+    def labels(self, seen: Seen, sample_id: str) -> dict[str, Any]:
+        """Labels and plain values by the suffix of their field; map files are written first.
+
+        Raises:
+            OSError: if the files cannot be written
+        """
+        maps: dict[str, NDArray] = {"max": seen.maps.maximum} if self.maximum else {}
+        if seen.maps.joints is not None:
+            maps |= {name: seen.maps.joints[k] for name, k in zip(self.joints, self._channels, strict=True)}
+        values: dict[str, Any] = {}
+        if seen.heatmaps is not None and seen.tags is not None:
+            people = self._people(seen.heatmaps, seen.tags, seen.enlarged)
+            values = {"keypoints": keypoints(people, seen.warp), "num_people": len(people)}
+        if self.files:
+            heatmaps = {name: file_heatmap(path) for name, path in self.files.write(sample_id, maps).items()}
+        else:
+            heatmaps = {name: memory_heatmap(array) for name, array in maps.items()}
+        return {**heatmaps, **values, "confidence": seen.maps.confidence}
+
+    def _people(self, heatmaps: NDArray, tags: NDArray, enlarged: NDArray | None) -> People:
+        if enlarged is None:
+            enlarged = enlarge(heatmaps, (2 * heatmaps.shape[1], 2 * heatmaps.shape[2]))
+        return group(enlarged, tags, self.joint_set.grouping_order)
 
 
 def memory_heatmap(values: NDArray) -> fo.Heatmap:

@@ -33,11 +33,9 @@ from numpy.typing import NDArray
 from pymongo import UpdateOne
 
 from . import checkpoints, labels, runs
-from .grouping import enlarge, group
 from .joints import JointSet
 from .map_files import MapWriter, check_writable
-from .maps import ImageMaps, make_maps
-from .predictor import Prediction, Predictor, PreparedImage
+from .predictor import Predictor, PreparedImage
 from .settings import Settings, find_maps
 
 PAGE = 1000  # samples asked of the database at once
@@ -101,25 +99,62 @@ class _Item:
     image: PreparedImage
 
 
-def check_target(view: fo.core.collections.SampleCollection) -> None:
-    """Raises ValueError, with what to do, if a run cannot work on such a view."""
+def problems(view: fo.core.collections.SampleCollection, settings: Settings, existing: str | None = None) -> list[str]:
+    """What keeps a run from starting, as sentences that say what to do; empty if nothing does. Changes nothing."""
+    target = _target_problem(view)
+    if target:
+        return [target]
+    dataset: fo.Dataset = view._dataset
+    settings = settings.resolved(dataset)
+    entry = checkpoints.find_model(settings.model)
+    found = runs.conflicts(dataset, _fields(settings, entry.joint_set))
+    if settings.storage == "files":
+        unwritable = check_writable(str(settings.maps_dir))
+        found += [unwritable] if unwritable else []
+    try:
+        sha256 = checkpoints.file_sha256(checkpoints.weights_path(entry, settings.checkpoint))
+    except checkpoints.CheckpointError as error:
+        return [*found, str(error)]
+    changed = _change_problem(dataset, settings, sha256, existing)
+    return [*found, changed] if changed else found
+
+
+def _target_problem(view: fo.core.collections.SampleCollection) -> str | None:
     if view.media_type == "group":
-        raise ValueError(
+        return (
             "This is a grouped dataset. Choose the slice with the images first, for example "
             "view.select_group_slices('left'), and run on that view."
         )
     if view.media_type == "video":
-        raise ValueError(
+        return (
             "This is a video dataset. Make a dataset of its frames first, for example "
             "dataset.to_frames(sample_frames=True).clone('frames'), and run on that."
         )
     if isinstance(view, fo.DatasetView) and view._is_generated:
-        raise ValueError(
+        return (
             "This view shows patches, frames or clips. Run on the samples themselves, or on a dataset made from the "
             "view with clone()."
         )
     if view.media_type not in ("image", None):
-        raise ValueError(f"Pose heatmaps need images; this view holds {view.media_type} samples.")
+        return f"Pose heatmaps need images; this view holds {view.media_type} samples."
+    return None
+
+
+def _change_problem(dataset: fo.Dataset, settings: Settings, sha256: str, existing: str | None) -> str | None:
+    """Why the maps of a label field cannot just be continued."""
+    old = runs.read_record(dataset, settings.label_field)
+    if old is None or existing == "replace":
+        return None
+    if old.adopted or old.dataset_id != runs.dataset_id(dataset):
+        origin = "were attached or adopted" if old.adopted else "came with the dataset that this one is a clone of"
+        return f"The maps of '{settings.label_field}' {origin}. Choose another label field, or pass existing='replace'."
+    changed = runs.differences(old, {**settings.recorded(), "sha256": sha256})
+    if not changed or existing == "append":
+        return None
+    return (
+        f"'{settings.label_field}' holds the maps of a run with other settings: {'; '.join(changed)}. Choose another "
+        "label field, or pass existing='replace' to make them anew or existing='append' to add to them."
+    )
 
 
 def run(
@@ -170,13 +205,13 @@ def process(
     """
     started = time.monotonic()
     settings = settings or Settings()
-    check_target(view)
+    if existing not in (None, "replace", "append"):
+        raise ValueError(f"existing is '{existing}'; it must be None, 'replace' or 'append'.")
+    found = problems(view, settings, existing)
+    if found:
+        raise ValueError(" ".join(found))
     dataset: fo.Dataset = view._dataset
     settings = settings.resolved(dataset)
-    if settings.storage == "files":
-        problem = check_writable(str(settings.maps_dir))
-        if problem:
-            raise ValueError(problem)
     model = checkpoints.load(settings.model, settings.checkpoint)
     predictor = Predictor(
         model.network,
@@ -221,25 +256,14 @@ def _open_record(
     existing: str | None,
 ) -> runs.Record:
     """Find or make the record of the run, and its fields in the schema."""
-    if existing not in (None, "replace", "append"):
-        raise ValueError(f"existing is '{existing}'; it must be None, 'replace' or 'append'.")
     label_field, joint_set = settings.label_field, model.entry.joint_set
     fields = _fields(settings, joint_set)
     recorded = {**settings.recorded(), "sha256": model.sha256}
     old = runs.read_record(dataset, label_field)
-    changed = runs.differences(old, recorded) if old else []
-    if old and (old.adopted or old.dataset_id != runs.dataset_id(dataset)) and not existing:
-        origin = "were attached or adopted" if old.adopted else "came with the dataset that this one is a clone of"
-        raise ValueError(
-            f"The maps of '{label_field}' {origin}. Choose another label field, or pass existing='replace'."
-        )
-    if changed and not existing:
-        raise ValueError(
-            f"'{label_field}' holds the maps of a run with other settings: {'; '.join(changed)}. Choose another label "
-            "field, or pass existing='replace' to make them anew or existing='append' to add to them."
-        )
+    foreign = old is not None and (old.adopted or old.dataset_id != runs.dataset_id(dataset))
+    changed = foreign or (old is not None and bool(runs.differences(old, recorded)))
     runs.declare(dataset, fields)
-    if old and not (existing == "replace" and (changed or old.adopted or old.dataset_id != runs.dataset_id(dataset))):
+    if old and not (existing == "replace" and changed):
         record = replace(old, fields=tuple(dict.fromkeys((*old.fields, *fields))), settings=recorded)
     else:
         previous = [str(folder) for folder in runs.run_folders(dataset, old)] if old else []
@@ -300,10 +324,8 @@ class _Stages:
         self.predictor = predictor
         self.record = record
         self.files = files
-        self.joint_set = joint_set
+        self.labeller = labels.Labeller(settings, joint_set, files)
         self.state = state
-        self.maximum, self.joints = find_maps(settings.maps, joint_set)
-        self.channels = [joint_set.joints.index(joint) for joint in self.joints]
         cores = os.cpu_count() or 1
         self.batch_size = settings.batch_size or (4 if predictor.device.type == "cpu" else 16)
         self.num_readers = settings.num_readers or max(1, cores // 2)
@@ -317,8 +339,8 @@ class _Stages:
         writing: deque[Future[list[_Outcome]]] = deque()
         try:
             for batch in self._batches(todo, readers):
-                for items, prediction in self._infer(batch):
-                    writing.append(writers.submit(self._write, items, *self._maps_and_tags(items, prediction)))
+                for items, seen in self._infer(batch):
+                    writing.append(writers.submit(self._write, items, seen))
                 while len(writing) > self.num_writers or (writing and writing[0].done()):
                     self._note(writing.popleft().result())
                     yield
@@ -367,11 +389,12 @@ class _Stages:
 
     # --- infer
 
-    def _infer(self, items: list[_Item]) -> Iterator[tuple[list[_Item], Prediction]]:
+    def _infer(self, items: list[_Item]) -> Iterator[tuple[list[_Item], list[labels.Seen]]]:
         """Run a batch; where it fails (out of memory, say), run its halves, down to the image that cannot be run."""
         started = time.perf_counter()
         try:
-            prediction = self.predictor.predict([item.image for item in items])
+            images = [item.image for item in items]
+            seen = labels.see(self.predictor, self.settings, images, bool(self.labeller.joints))
         except RuntimeError as error:
             if len(items) == 1:
                 self._failed.append((items[0].sample_id, items[0].filepath, f"The network failed on it: {error}"))
@@ -384,41 +407,17 @@ class _Stages:
             return
         finally:
             self.state.busy["infer"] += time.perf_counter() - started
-        yield items, prediction
-
-    def _maps_and_tags(
-        self, items: list[_Item], prediction: Prediction
-    ) -> tuple[list[ImageMaps], tuple[NDArray, NDArray, NDArray | None] | None]:
-        """What the writers need, on the CPU: maps, and, for grouping, heatmaps, tags and the aggregate."""
-        started = time.perf_counter()
-        settings = self.settings
-        warps = [item.image.warp for item in items]
-        maps = make_maps(prediction, warps, settings.resolution, settings.dtype, settings.floor, bool(self.joints))
-        grouping = None
-        if settings.keypoints:
-            enlarged = None if prediction.enlarged is None else prediction.enlarged.cpu().numpy()
-            grouping = (prediction.heatmaps.cpu().numpy(), prediction.tags.cpu().numpy(), enlarged)
-        self.state.busy["infer"] += time.perf_counter() - started
-        return maps, grouping
+        yield items, seen
 
     # --- write
 
-    def _write(
-        self,
-        items: list[_Item],
-        maps: list[ImageMaps],
-        grouping: tuple[NDArray, NDArray, NDArray | None] | None,
-    ) -> list[_Outcome]:
+    def _write(self, items: list[_Item], seen: list[labels.Seen]) -> list[_Outcome]:
         """Files first, then one bulk write. Runs in a writer thread."""
         started = time.perf_counter()
         outcomes, updates = self._failures_so_far()
-        for index, (item, image_maps) in enumerate(zip(items, maps, strict=True)):
+        for item, image in zip(items, seen, strict=True):
             try:
-                values = self._labels(item, image_maps)
-                if grouping:
-                    heatmaps, tags, enlarged = (None if array is None else array[index] for array in grouping)
-                    values |= self._people(item, heatmaps, tags, enlarged)
-                values["status"] = runs.DONE
+                values = _documents(self.labeller.labels(image, item.sample_id))
                 problem = None
                 if self.settings.storage == "memory" and len(bson.encode(values)) > MAX_DOCUMENT:
                     problem = (
@@ -435,30 +434,13 @@ class _Stages:
                 problem = f"Its maps could not be written: {error}."
             if problem:
                 values = self._nothing(item.sample_id, problem)
+            else:
+                values["status"] = runs.DONE
             outcomes.append(_Outcome(item.filepath, problem))
             updates.append(self._update(item.sample_id, values))
         self._bulk_write(updates)
         seconds = time.perf_counter() - started
         return [replace(outcomes[0], seconds=seconds), *outcomes[1:]]
-
-    def _labels(self, item: _Item, image_maps: ImageMaps) -> dict[str, Any]:
-        """The maps of a sample as documents by field suffix, its files written."""
-        named: dict[str, NDArray] = {"max": image_maps.maximum} if self.maximum else {}
-        if image_maps.joints is not None:
-            named |= {joint: image_maps.joints[k] for joint, k in zip(self.joints, self.channels, strict=True)}
-        if self.files:
-            paths = self.files.write(item.sample_id, named)
-            heatmaps = {name: labels.file_heatmap(path) for name, path in paths.items()}
-        else:
-            heatmaps = {name: labels.memory_heatmap(values) for name, values in named.items()}
-        documents: dict[str, Any] = {name: heatmap.to_dict() for name, heatmap in heatmaps.items()}
-        return {**documents, "confidence": image_maps.confidence}
-
-    def _people(self, item: _Item, heatmaps: NDArray, tags: NDArray, enlarged: NDArray | None) -> dict[str, Any]:
-        if enlarged is None:
-            enlarged = enlarge(heatmaps, (2 * heatmaps.shape[1], 2 * heatmaps.shape[2]))
-        people = group(enlarged, tags, self.joint_set.grouping_order)
-        return {"keypoints": labels.keypoints(people, item.image.warp).to_dict(), "num_people": len(people)}
 
     def _nothing(self, sample_id: str, problem: str) -> dict[str, Any]:
         """A sample that failed has none of the run's labels, and no files."""
@@ -500,6 +482,11 @@ class _Stages:
             state.failed += 1
             if len(state.failures) < MAX_LISTED:
                 state.failures.append((outcome.filepath, outcome.problem))
+
+
+def _documents(values: dict[str, Any]) -> dict[str, Any]:
+    """Values as the database holds them."""
+    return {name: value.to_dict() if isinstance(value, fo.Label) else value for name, value in values.items()}
 
 
 def _pages(todo: fo.DatasetView) -> Iterator[tuple[str, str]]:

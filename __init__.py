@@ -1,0 +1,26 @@
+"""Pose Heatmaps: a FiftyOne plugin and remote model source.
+
+Imports are one level deep and happen inside the functions: FiftyOne runs this file again and again, and as a zoo
+source under another name.
+"""
+
+
+def register(plugin):
+    from .operators import OPERATORS
+
+    for operator in OPERATORS:
+        plugin.register(operator)
+
+
+def download_model(model_name, model_path):
+    """Put the weights of a zoo model where FiftyOne looks for them."""
+    from .inference import zoo_download
+
+    zoo_download(model_name, model_path)
+
+
+def load_model(model_name, model_path, **settings):
+    """The model for ``dataset.apply_model``; ``settings`` as of the operator generate_heatmaps."""
+    from .inference import zoo_load
+
+    return zoo_load(model_name, model_path, **settings)

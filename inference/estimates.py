@@ -1,0 +1,60 @@
+"""What a run will cost, before it begins."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+
+import numpy as np
+
+from . import checkpoints
+from .predictor import Predictor
+from .settings import Settings
+
+PHOTO_WH = (640, 480)  # where the images' sizes are not known
+OVERHEAD = 1.15  # of reading, grouping and writing, over the network's time
+BYTES_PER_PIXEL = 0.04  # of a PNG at the default floor; most of a map is zero
+PNG_HEADER = 70
+BLOCK = 4096  # what a small file takes on most disks
+
+
+@lru_cache(maxsize=16)
+def _seconds_per_image(
+    model: str, checkpoint: str | None, input_size: int, flip: bool, scales: tuple[float, ...], device: str | None
+) -> float:
+    loaded = checkpoints.load(model, checkpoint)
+    predictor = Predictor(loaded.network, loaded.entry.joint_set.flip, input_size, flip, scales, device)
+    image = predictor.prepare(np.zeros((PHOTO_WH[1], PHOTO_WH[0], 3), np.uint8))
+    seconds = []
+    for _ in range(3):  # the first is slower: memory is laid out
+        started = time.perf_counter()
+        predictor.predict([image] * 2).heatmaps.cpu()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds) / 2
+
+
+def seconds_per_image(settings: Settings) -> float:
+    """Measured with the network on this machine, once per process and choice of settings.
+
+    Raises:
+        ValueError: if the model cannot be loaded
+    """
+    entry = checkpoints.find_model(settings.model)
+    choices = (settings.input_size or entry.input_size, settings.flip, tuple(settings.scales), settings.device)
+    return OVERHEAD * _seconds_per_image(settings.model, settings.checkpoint, *choices)
+
+
+def bytes_per_image(settings: Settings, maps: int, image_wh: tuple[float, float] = PHOTO_WH) -> float:
+    """Of the maps on disk, or in the database; a rough figure, since it depends on how many people there are.
+
+    Args:
+        settings: resolved
+        maps: number of maps per image
+        image_wh: mean size of the images, pixels
+    """
+    width, height = image_wh
+    if settings.resolution == "network":
+        ratio = float(settings.input_size or 256) / min(width, height) / 2
+        width, height = width * ratio, height * ratio
+    size = PNG_HEADER + width * height * BYTES_PER_PIXEL * (2.5 if settings.dtype == "float32" else 1)
+    return maps * (max(size, BLOCK) if settings.storage == "files" else size + 150)

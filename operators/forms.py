@@ -1,0 +1,85 @@
+"""Pieces that the forms of the operators share."""
+
+from __future__ import annotations
+
+import fiftyone as fo
+import fiftyone.operators as foo
+import fiftyone.operators.types as types
+
+
+def chosen_path(value: object) -> str | None:
+    """The path that a file browser or a Python caller put into a parameter."""
+    path = value.get("absolute_path") if isinstance(value, dict) else value
+    return str(path) if path else None
+
+
+def label_field(inputs: types.Object, ctx: foo.ExecutionContext, known: list[str], description: str) -> None:
+    """A text field for the prefix of the run's fields that offers the prefixes in use."""
+    inputs.str(
+        "label_field",
+        required=True,
+        default="pose",
+        label="Label field",
+        description=description,
+        view=types.AutocompleteView(choices=[types.Choice(name, label=name) for name in known]) if known else None,
+    )
+
+
+def folder(inputs: types.Object, name: str, label: str, description: str, required: bool = False) -> None:
+    inputs.file(
+        name,
+        required=required,
+        label=label,
+        description=description,
+        view=types.FileExplorerView(choose_dir=True, button_label="Choose a folder...", choose_button_label="Choose"),
+    )
+
+
+def notice(inputs: types.Object, text: str) -> None:
+    """What will happen."""
+    inputs.view("notice", types.Notice(label=text))
+
+
+def warn(inputs: types.Object, name: str, text: str) -> None:
+    """What the user should know, but may ignore."""
+    inputs.view(f"{name}_warning", types.Warning(label=text))
+
+
+def refuse(inputs: types.Object, problems: list[str]) -> None:
+    """Say why the form cannot be executed, and keep it from being executed."""
+    for number, problem in enumerate(problems):
+        refused = inputs.view(f"problem_{number}", types.Error(label=problem))
+        refused.invalid = True
+
+
+def shown_fields(ctx: foo.ExecutionContext, added: list[str]) -> list[str]:
+    """The App's active fields with those of a run added."""
+    return [*ctx.active_fields, *(name for name in added if name not in ctx.active_fields)]
+
+
+def size(count: float) -> str:
+    """Bytes for people: 90 MB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if count >= 10 or unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: about 4 minutes."""
+    for limit, unit, unit_seconds in ((90, "second", 1), (90 * 60, "minute", 60), (36 * 3600, "hour", 3600)):
+        if seconds < limit:
+            count = max(1, round(seconds / unit_seconds))
+            return f"{count} {unit}{'s' if count != 1 else ''}"
+    return f"{round(seconds / 86400)} days"
+
+
+def samples(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
+
+
+def existing_runs(dataset: fo.Dataset) -> list[str]:
+    from ..inference.runs import list_records
+
+    return list(list_records(dataset))

@@ -1,0 +1,428 @@
+"""Operator: run a HigherHRNet on a view and attach one heatmap per joint and their maximum."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import fiftyone as fo
+import fiftyone.operators as foo
+import fiftyone.operators.types as types
+
+from . import forms
+
+if TYPE_CHECKING:
+    from ..inference.pipeline import Progress
+    from ..inference.settings import Settings
+
+SECONDS_BETWEEN_REPORTS = 0.5
+LONG = 10 * 60  # seconds from which on a worker is the better place
+ADVANCED = (
+    *("floor", "dtype", "input_size", "flip", "scales", "batch_size", "num_readers", "device", "skip_existing"),
+)
+
+
+class GenerateHeatmaps(foo.Operator):
+    @property
+    def config(self) -> foo.OperatorConfig:
+        return foo.OperatorConfig(
+            name="generate_heatmaps",
+            label="Generate pose heatmaps",
+            description="Show where a pose model looks for each joint: heatmaps per joint, their maximum, and people",
+            icon="/assets/icon.svg",
+            dynamic=True,
+            execute_as_generator=True,
+            allow_immediate_execution=True,
+            allow_delegated_execution=True,
+            risk_level=types.RiskLevel.MEDIUM,
+        )
+
+    def resolve_placement(self, ctx: foo.ExecutionContext) -> types.Placement:
+        return types.Placement(
+            types.Places.SAMPLES_GRID_SECONDARY_ACTIONS,
+            types.Button(label="Generate pose heatmaps", icon="/assets/icon.svg", prompt=True),
+        )
+
+    def resolve_input(self, ctx: foo.ExecutionContext) -> types.Property:
+        inputs = types.Object()
+        _form(ctx, inputs)
+        return types.Property(inputs, view=types.View(label="Generate pose heatmaps"))
+
+    def resolve_delegation(self, ctx: foo.ExecutionContext) -> bool | None:
+        return None  # the user's choice
+
+    def execute(self, ctx: foo.ExecutionContext) -> Iterator[Any] | dict[str, Any]:
+        from ..inference import pipeline
+
+        settings = _settings(ctx.params)
+        steps = pipeline.process(
+            ctx.target_view(),
+            settings,
+            skip_existing=ctx.params.get("skip_existing", True),
+            existing=ctx.params.get("existing") or None,
+        )
+        return _run_delegated(ctx, steps) if ctx.delegated else _run_in_app(ctx, steps, settings.label_field)
+
+    def resolve_output(self, ctx: foo.ExecutionContext) -> types.Property:
+        return _outputs()
+
+    def __call__(
+        self,
+        sample_collection: fo.core.collections.SampleCollection,
+        label_field: str = "pose",
+        model: str = "higherhrnet-lite-coco",
+        checkpoint: str | None = None,
+        maps: Sequence[str] = ("max", "joints"),
+        keypoints: bool = True,
+        storage: str = "files",
+        maps_dir: str | None = None,
+        resolution: str = "network",
+        dtype: str = "uint8",
+        floor: float = 0.02,
+        input_size: int | None = None,
+        flip: bool = False,
+        scales: Sequence[float] = (1.0,),
+        batch_size: int | None = None,
+        num_readers: int | None = None,
+        device: str | None = None,
+        skip_existing: bool = True,
+        existing: str | None = None,
+        shards: int = 1,
+        delegate: bool = False,
+        progress: bool | None = None,
+    ) -> Progress | foo.ExecutionResult:
+        """Attach pose heatmaps to the samples of a dataset or view.
+
+        Args:
+            sample_collection: a dataset or view of images
+            label_field: prefix of the fields that the run writes
+            model: name of a model
+            checkpoint: a local file with weights for it
+            maps: ``"max"``, ``"joints"`` (all of them) and names of joints
+            keypoints: also group the joints into people
+            storage: ``"files"`` (PNG) or ``"memory"`` (in the database)
+            maps_dir: root of the files; None = ``<default_dataset_dir>/pose-heatmaps/<dataset name>``
+            resolution: ``"network"`` (half of the network's input) or ``"image"``
+            dtype: ``"uint8"``, or ``"float32"`` with storage ``"memory"``
+            floor: map values below it become 0
+            input_size: short side of the network's input, pixels; None = the model's own
+            flip: average with the mirrored image
+            scales: average over these scales of the input
+            batch_size: images per forward pass; None = automatic
+            num_readers: threads that decode images; None = automatic
+            device: ``"cpu"``, ``"cuda:0"`` and so on; None = the best there is
+            skip_existing: leave out samples that are done
+            existing: where the label field has a run with other settings: None = error, ``"replace"``, ``"append"``
+            shards: number of delegated operations to split the run into; this version supports 1
+            delegate: queue the run for FiftyOne's delegated workers instead of running it here
+            progress: with or without a progress bar; None = FiftyOne's default
+
+        Returns:
+            the state at the end, with counts and failures; for ``delegate=True`` the queued operation
+
+        Raises:
+            ValueError: if the view, the settings, a field, the folder or the weights cannot work
+        """
+        from ..inference import pipeline
+        from ..inference.settings import Settings
+
+        if shards != 1:
+            raise ValueError("This version cannot split a run into shards yet; leave shards at 1.")
+        settings = Settings(
+            label_field=label_field,
+            model=model,
+            checkpoint=checkpoint,
+            maps=(maps,) if isinstance(maps, str) else tuple(maps),
+            keypoints=keypoints,
+            storage=storage,
+            maps_dir=maps_dir,
+            resolution=resolution,
+            dtype=dtype,
+            floor=floor,
+            input_size=input_size,
+            flip=flip,
+            scales=tuple(scales),
+            batch_size=batch_size,
+            num_readers=num_readers,
+            device=device,
+        )
+        if not delegate:
+            return pipeline.run(
+                sample_collection, settings, skip_existing=skip_existing, existing=existing, progress=progress
+            )
+        found = pipeline.problems(sample_collection, settings, existing)
+        if found:
+            raise ValueError(" ".join(found))
+        return foo.execute_operator(
+            self.uri,
+            {"view": sample_collection.view()},
+            params=_params(settings, skip_existing, existing),
+            request_delegation=True,
+        )
+
+
+# --- the form
+
+
+def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
+    from ..inference import checkpoints
+
+    inputs.view_target(ctx, action_description="Generate pose heatmaps for")
+    forms.label_field(
+        inputs, ctx, forms.existing_runs(ctx.dataset), "The fields are called <label field>_max, _left_wrist and so on"
+    )
+    models = types.Dropdown()
+    for entry in checkpoints.MODELS.values():
+        models.add_choice(entry.name, label=entry.name, description=_model_description(entry))
+    inputs.enum("model", models.values(), default=checkpoints.DEFAULT_MODEL, label="Model", view=models)
+    chosen = checkpoints.MODELS.get(ctx.params.get("model") or checkpoints.DEFAULT_MODEL)
+    if chosen and not chosen.bundled:
+        _checkpoint_field(inputs, f"A file with the weights of this model, from {chosen.source}", required=True)
+    _maps_fields(ctx, inputs, chosen.joint_set.joints if chosen else ())
+    inputs.bool(
+        "keypoints", default=True, label="People", description="Also group the joints into people, as keypoints"
+    )
+    _storage_fields(ctx, inputs)
+    inputs.bool("advanced", default=False, label="Advanced settings", view=types.SwitchView())
+    if ctx.params.get("advanced"):
+        _advanced_fields(ctx, inputs, bundled=chosen is None or chosen.bundled)
+    _consequences(ctx, inputs)
+
+
+def _model_description(entry: Any) -> str:
+    joints = f"{len(entry.joint_set)} joints, input {entry.input_size} px"
+    return f"{joints}, comes with the plugin" if entry.bundled else f"{joints}, needs a checkpoint file"
+
+
+def _checkpoint_field(inputs: types.Object, description: str, required: bool = False) -> None:
+    inputs.file(
+        "checkpoint",
+        required=required,
+        label="Checkpoint",
+        description=description,
+        view=types.FileExplorerView(button_label="Choose a file...", choose_button_label="Choose"),
+    )
+
+
+def _maps_fields(ctx: foo.ExecutionContext, inputs: types.Object, joints: Sequence[str]) -> None:
+    choices = types.RadioGroup(orientation="horizontal")
+    choices.add_choice("all", label="Maximum and every joint")
+    choices.add_choice("max", label="Maximum only")
+    choices.add_choice("some", label="Chosen joints")
+    inputs.enum("maps", choices.values(), default="all", label="Maps", view=choices)
+    if ctx.params.get("maps") == "some":
+        dropdown = types.DropdownView(multiple=True)
+        for joint in joints:
+            dropdown.add_choice(joint, label=joint.replace("_", " "))
+        inputs.list("joints", types.String(), default=[], required=True, label="Joints", view=dropdown)
+        inputs.bool("maximum", default=True, label="Maximum", description="Also the maximum over all joints")
+
+
+def _storage_fields(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
+    storages = types.RadioGroup(orientation="horizontal")
+    storages.add_choice("files", label="PNG files")
+    storages.add_choice("memory", label="In the database")
+    inputs.enum(
+        "storage",
+        storages.values(),
+        default="files",
+        label="Storage",
+        description="Files keep the dataset small and the App fast; the database needs no folder",
+        view=storages,
+    )
+    if ctx.params.get("storage", "files") == "files":
+        forms.folder(inputs, "maps_dir", "Folder", "Where the map files go; by default beside FiftyOne's datasets")
+    resolutions = types.RadioGroup(orientation="horizontal")
+    resolutions.add_choice("network", label="Network (small, exact)")
+    resolutions.add_choice("image", label="Image (large, smooth)")
+    inputs.enum("resolution", resolutions.values(), default="network", label="Resolution", view=resolutions)
+
+
+def _advanced_fields(ctx: foo.ExecutionContext, inputs: types.Object, bundled: bool) -> None:
+    if bundled:
+        _checkpoint_field(inputs, "Weights for this network from a file, instead of its own")
+    inputs.float("floor", default=0.02, min=0, max=0.99, label="Floor", description="Values below it become 0")
+    if ctx.params.get("storage") == "memory":
+        dtypes = types.RadioGroup(orientation="horizontal")
+        dtypes.add_choice("uint8", label="8 bits")
+        dtypes.add_choice("float32", label="32-bit floats")
+        inputs.enum("dtype", dtypes.values(), default="uint8", label="Values", view=dtypes)
+    inputs.int("input_size", min=64, label="Input size", description="Short side of the network's input, in pixels")
+    inputs.bool("flip", default=False, label="Flip test", description="Average with the mirrored image; twice the time")
+    inputs.str("scales", default="1", label="Scales", description="Average over these scales, such as: 0.5, 1, 2")
+    inputs.int("batch_size", min=1, label="Batch size", description="Empty: automatic")
+    inputs.int("num_readers", min=1, label="Readers", description="Threads that decode images; empty: automatic")
+    inputs.str("device", label="Device", description="cpu, cuda:0, …; empty: the best there is")
+    inputs.bool(
+        "skip_existing", default=True, label="Skip finished samples", description="Those with an error are tried again"
+    )
+
+
+def _consequences(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
+    """Say what the run will do, or why it cannot be done."""
+    from ..inference import pipeline
+
+    view = ctx.target_view()
+    try:
+        settings = _settings(ctx.params)
+    except ValueError as error:
+        forms.refuse(inputs, [str(error)])
+        return
+    changed = pipeline.problems(view, settings) != pipeline.problems(view, settings, "replace")
+    if changed:
+        ways = types.RadioGroup()
+        ways.add_choice(
+            "replace", label="Make them anew", description="Sample by sample; the old maps are deleted last"
+        )
+        ways.add_choice("append", label="Add to them", description="Maps of both settings side by side in one field")
+        inputs.enum("existing", ways.values(), label="This label field has maps made with other settings", view=ways)
+    found = pipeline.problems(view, settings, ctx.params.get("existing") if changed else None)
+    if not found and not len(view):
+        found = ["There is no image in this view."]
+    if found:
+        forms.refuse(inputs, found)
+        return
+    _notice(ctx, inputs, view, settings)
+
+
+def _notice(
+    ctx: foo.ExecutionContext, inputs: types.Object, view: fo.core.collections.SampleCollection, settings: Settings
+) -> None:
+    from ..inference import estimates, runs
+
+    dataset = ctx.dataset
+    settings = settings.resolved(dataset)
+    total = count = len(view)
+    status = runs.field_name(settings.label_field, "status")
+    if ctx.params.get("skip_existing", True) and not ctx.params.get("existing") and dataset.has_field(status):
+        count = total - runs.counts(view, settings.label_field)[0]
+    if not count:
+        forms.notice(inputs, f"All {forms.samples(total)} have these maps already; there is nothing to do.")
+        return
+    maps = len(settings.maps)
+    fields = f"{maps} heatmap field{'s' if maps != 1 else ''}"
+    size = forms.size(count * estimates.bytes_per_image(settings, maps))
+    place = f"in {settings.maps_dir}" if settings.storage == "files" else "in the database"
+    try:
+        seconds = count * estimates.seconds_per_image(settings)
+    except ValueError as error:  # weights or a device that cannot be used
+        forms.refuse(inputs, [str(error)])
+        return
+    done = f" ({forms.samples(total - count)} done already)" if count < total else ""
+    text = f"{forms.samples(count)}{done}, {fields}, about {size} {place}, about {forms.duration(seconds)} here."
+    if seconds > LONG:
+        text += " Better schedule it for a worker."
+    forms.notice(inputs, text)
+    if settings.storage == "memory" and maps > 1:
+        forms.warn(
+            inputs, "memory", "The App loads maps in the database with every page, shown or not. Files keep it fast."
+        )
+
+
+# --- parameters: the form's, and those of a queued operation
+
+
+def _settings(params: dict[str, Any]) -> Settings:
+    """Raises ValueError, with what to do, if they make no sense."""
+    from ..inference.settings import Settings
+
+    choice = params.get("maps") or "all"
+    chosen = (*(("max",) if params.get("maximum", True) else ()), *(params.get("joints") or ()))
+    maps = {"all": ("max", "joints"), "max": ("max",)}.get(choice, chosen)
+    values: dict[str, Any] = {name: params[name] for name in ADVANCED if params.get(name) not in (None, "")}
+    values.pop("skip_existing", None)
+    storage = params.get("storage") or "files"
+    if storage == "files":
+        values.pop("dtype", None)  # chosen before the storage was changed in the form
+    if "scales" in values:
+        values["scales"] = _scales(values["scales"])
+    for name in ("label_field", "model", "keypoints", "resolution"):
+        if params.get(name) is not None:
+            values[name] = params[name]
+    return Settings(
+        maps=maps,
+        storage=storage,
+        checkpoint=forms.chosen_path(params.get("checkpoint")),
+        maps_dir=forms.chosen_path(params.get("maps_dir")) if storage == "files" else None,
+        **values,
+    )
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(scale) for scale in text.replace(",", " ").split())
+    except ValueError:
+        raise ValueError(f"Scales are numbers such as: 0.5, 1, 2. This is not: {text}") from None
+
+
+def _params(settings: Settings, skip_existing: bool, existing: str | None) -> dict[str, Any]:
+    """The inverse of :func:`_settings`."""
+    names = ("label_field", "model", "keypoints", "storage", "resolution", "dtype", "floor", "flip")
+    optional = ("input_size", "batch_size", "num_readers", "device")
+    params = {name: getattr(settings, name) for name in names}
+    params |= {name: getattr(settings, name) for name in optional if getattr(settings, name) is not None}
+    paths = {"checkpoint": settings.checkpoint, "maps_dir": settings.maps_dir}
+    params |= {name: {"absolute_path": str(path)} for name, path in paths.items() if path}
+    joints = [name for name in settings.maps if name != "max"]
+    if "joints" in joints and "max" in settings.maps:
+        params["maps"] = "all"
+    elif not joints:
+        params["maps"] = "max"
+    else:
+        params |= {"maps": "some", "joints": joints, "maximum": "max" in settings.maps}
+    params |= {"scales": ", ".join(map(str, settings.scales)), "skip_existing": skip_existing, "advanced": True}
+    return {**params, "existing": existing} if existing else params
+
+
+# --- the run
+
+
+def _run_in_app(ctx: foo.ExecutionContext, steps: Iterator[Progress], label_field: str) -> Iterator[Any]:
+    state, reported = next(steps), 0.0
+    for state in steps:
+        if time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
+            reported = time.monotonic()
+            finished = state.done + state.failed
+            yield ctx.ops.set_progress(
+                progress=finished / max(state.total, 1), label=f"{finished} of {state.total} images"
+            )
+    shown = [name for name in state.fields if name in (f"{label_field}_max", f"{label_field}_keypoints")]
+    yield ctx.ops.reload_dataset()
+    yield ctx.ops.set_active_fields(forms.shown_fields(ctx, shown))
+    yield ctx.ops.notify(state.summary(), variant="warning" if state.failed else "success")
+    if state.failed or state.warnings:
+        yield ctx.ops.show_output(_outputs().to_json(), _result(state))
+
+
+def _run_delegated(ctx: foo.ExecutionContext, steps: Iterator[Progress]) -> dict[str, Any]:
+    state = next(steps)
+    for state in steps:
+        finished = state.done + state.failed
+        left = forms.duration(state.seconds / max(finished, 1) * (state.total - finished))
+        rate = finished / max(state.seconds, 1e-6)
+        label = f"{state.done} done, {state.failed} failed of {state.total}, {rate:.1f} images/s, {left} left"
+        ctx.set_progress(progress=finished / max(state.total, 1), label=label)
+    return _result(state)
+
+
+def _result(state: Progress) -> dict[str, Any]:
+    return {
+        "summary": state.summary(),
+        "maps_dir": state.maps_dir or "in the database",
+        "done": state.done,
+        "failed": state.failed,
+        "skipped": state.skipped,
+        "failures": [{"file": path, "reason": reason} for path, reason in (*state.failures, *state.warnings)],
+    }
+
+
+def _outputs() -> types.Property:
+    outputs = types.Object()
+    outputs.str("summary", label="Result")
+    outputs.str("maps_dir", label="Maps")
+    table = types.TableView()
+    table.add_column("file", label="File")
+    table.add_column("reason", label="What to know")
+    outputs.list("failures", types.Object(), label="Images with a problem", view=table)
+    return types.Property(outputs, view=types.View(label="Pose heatmaps"))
