@@ -14,15 +14,14 @@ import itertools
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-
-from .maps import encode_png
 
 try:
     import fcntl
@@ -51,6 +50,26 @@ def check_writable(folder: str | Path) -> str | None:
     if not os.access(nearest, os.W_OK | os.X_OK):
         return f"Maps cannot be written to {folder}: no permission to write in {nearest}. Choose another folder."
     return None
+
+
+def delete_maps(folder: Path, names: Container[str]) -> Iterator[Path]:
+    """Delete the maps of a run one by one, and the folders that become empty. Anything else in them stays.
+
+    Args:
+        folder: a run's
+        names: of its maps
+    """
+    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    for sample in folder.glob("[0-9a-f][0-9a-f]/" + "[0-9a-f]" * 24):
+        for path in sample.glob("*.png"):
+            if path.stem in names:
+                path.unlink(missing_ok=True)
+                yield path
+        with contextlib.suppress(OSError):
+            sample.rmdir()
+            sample.parent.rmdir()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 class MapWriter:
@@ -133,6 +152,14 @@ def _move_into_place(made: Path, folder: Path) -> None:
 def _png(values: NDArray[np.uint8]) -> bytes:
     # Most maps of most photos are all zero.
     return encode_png(np.ascontiguousarray(values)) if values.any() else _blank_png(values.shape)
+
+
+def encode_png(values: NDArray[np.uint8]) -> bytes:
+    """An 8-bit grey PNG of a map (h, w)."""
+    encoded, data = cv2.imencode(".png", values)
+    if not encoded:
+        raise ValueError(f"A map of {values.shape[1]} x {values.shape[0]} pixels could not be written as PNG.")
+    return data.tobytes()
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""Heatmaps of the network to the maps that people see: resampled to the image, quantised, as PNG.
+"""Heatmaps of the network to the maps that people see: resampled to the image and quantised.
 
 A map has no padding: pixel (i, j) of a w x h map covers the image's x in [i, i + 1) * W / w, y in [j, j + 1) * H / h.
 """
@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -112,11 +110,3 @@ def _resample(heatmaps: Tensor, warps: Sequence[Warp], sizes: list[tuple[int, in
 def _quantise(values: Tensor, dtype: str, floor: float) -> Tensor:
     values = torch.where(values < floor, 0.0, values).clamp_(0, 1)
     return values if dtype == "float32" else values.mul_(255).round_().to(torch.uint8)
-
-
-def encode_png(values: NDArray[np.uint8]) -> bytes:
-    """An 8-bit grey PNG of a map (h, w)."""
-    encoded, data = cv2.imencode(".png", values)
-    if not encoded:
-        raise ValueError(f"A map of {values.shape[1]} x {values.shape[0]} pixels could not be written as PNG.")
-    return data.tobytes()

@@ -37,8 +37,8 @@ from .joints import JointSet
 from .map_files import MapWriter, check_writable
 from .predictor import Predictor, PreparedImage
 from .settings import Settings, find_maps
+from .views import bulk_write, pages, target_problem
 
-PAGE = 1000  # samples asked of the database at once
 MAX_LISTED = 100
 MAX_DOCUMENT = 15_500_000  # MongoDB's 16 MB, less what else a sample holds
 STOPPING_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -101,7 +101,7 @@ class _Item:
 
 def problems(view: fo.core.collections.SampleCollection, settings: Settings, existing: str | None = None) -> list[str]:
     """What keeps a run from starting, as sentences that say what to do; empty if nothing does. Changes nothing."""
-    target = _target_problem(view)
+    target = target_problem(view)
     if target:
         return [target]
     dataset: fo.Dataset = view._dataset
@@ -117,27 +117,6 @@ def problems(view: fo.core.collections.SampleCollection, settings: Settings, exi
         return [*found, str(error)]
     changed = _change_problem(dataset, settings, sha256, existing)
     return [*found, changed] if changed else found
-
-
-def _target_problem(view: fo.core.collections.SampleCollection) -> str | None:
-    if view.media_type == "group":
-        return (
-            "This is a grouped dataset. Choose the slice with the images first, for example "
-            "view.select_group_slices('left'), and run on that view."
-        )
-    if view.media_type == "video":
-        return (
-            "This is a video dataset. Make a dataset of its frames first, for example "
-            "dataset.to_frames(sample_frames=True).clone('frames'), and run on that."
-        )
-    if isinstance(view, fo.DatasetView) and view._is_generated:
-        return (
-            "This view shows patches, frames or clips. Run on the samples themselves, or on a dataset made from the "
-            "view with clone()."
-        )
-    if view.media_type not in ("image", None):
-        return f"Pose heatmaps need images; this view holds {view.media_type} samples."
-    return None
 
 
 def _change_problem(dataset: fo.Dataset, settings: Settings, sha256: str, existing: str | None) -> str | None:
@@ -357,7 +336,7 @@ class _Stages:
 
     def _batches(self, todo: fo.DatasetView, readers: ThreadPoolExecutor) -> Iterator[list[_Item]]:
         """Images of one shape, at most ``batch_size`` of them; at most 4 * ``batch_size`` wait anywhere."""
-        samples = _pages(todo)
+        samples = pages(todo)
         reading: deque[tuple[str, str, Future[tuple[PreparedImage, float]]]] = deque()
         waiting: dict[tuple, list[_Item]] = {}  # the oldest shape first
         while True:
@@ -434,11 +413,9 @@ class _Stages:
                 problem = f"Its maps could not be written: {error}."
             if problem:
                 values = self._nothing(item.sample_id, problem)
-            else:
-                values["status"] = runs.DONE
             outcomes.append(_Outcome(item.filepath, problem))
             updates.append(self._update(item.sample_id, values))
-        self._bulk_write(updates)
+        bulk_write(self.dataset, updates)
         seconds = time.perf_counter() - started
         return [replace(outcomes[0], seconds=seconds), *outcomes[1:]]
 
@@ -457,11 +434,6 @@ class _Stages:
             {"$set": {**cleared, **written, "last_modified_at": datetime.now(UTC)}},
         )
 
-    def _bulk_write(self, updates: list[UpdateOne]) -> None:
-        # FiftyOne has no public bulk write of several fields; set_values() would be one per field.
-        if updates:
-            self.dataset._bulk_write(updates, ids=[str(update._filter["_id"]) for update in updates])
-
     def _failures_so_far(self) -> tuple[list[_Outcome], list[UpdateOne]]:
         failed, self._failed = self._failed, []
         outcomes = [_Outcome(filepath, problem) for _, filepath, problem in failed]
@@ -469,7 +441,7 @@ class _Stages:
 
     def _write_failures(self) -> list[_Outcome]:
         outcomes, updates = self._failures_so_far()
-        self._bulk_write(updates)
+        bulk_write(self.dataset, updates)
         return outcomes
 
     def _note(self, outcomes: list[_Outcome]) -> None:
@@ -487,21 +459,6 @@ class _Stages:
 def _documents(values: dict[str, Any]) -> dict[str, Any]:
     """Values as the database holds them."""
     return {name: value.to_dict() if isinstance(value, fo.Label) else value for name, value in values.items()}
-
-
-def _pages(todo: fo.DatasetView) -> Iterator[tuple[str, str]]:
-    """Ids and files of a view in the order of ids, a page at a time.
-
-    No list of all samples is made, and no database cursor stays open while the network works, which would time out.
-    """
-    last = None
-    while True:
-        rest = todo if last is None else todo.match({"_id": {"$gt": ObjectId(last)}})
-        ids, filepaths = rest.sort_by("id").limit(PAGE).values(["id", "filepath"])
-        yield from zip(ids, filepaths, strict=True)
-        if len(ids) < PAGE:
-            return
-        last = ids[-1]
 
 
 def read_image(filepath: str) -> NDArray[np.uint8]:

@@ -6,7 +6,9 @@ record is the FiftyOne run of that key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import os
+from collections.abc import Generator, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ import fiftyone as fo
 from bson import ObjectId
 
 from .joints import JOINT_SETS, JointSet
+from .map_files import delete_maps
 
 MAX_COLOR = "#ff3b30"
 DONE = "done"
+SAMPLES_MEASURED = 50
 METHOD = "pose-heatmaps"  # tells this plugin's records from other FiftyOne runs
 
 
@@ -34,7 +38,7 @@ class Record:
         settings: all that decides what the maps look like, and the weights' SHA-256
         versions: of FiftyOne, torch and this plugin when the run began
         previous: folders of replaced runs that still hold maps which some sample refers to
-        adopted: True if the maps were made by something else and must not be deleted
+        adopted: True if the maps were made by something else; of their files only converted ones are this plugin's
     """
 
     label_field: str
@@ -209,6 +213,11 @@ def new_run_id() -> str:
     return str(ObjectId())
 
 
+def default_maps_dir(dataset: fo.Dataset) -> str:
+    """The root of a dataset's map files where nobody chose another."""
+    return str(Path(fo.config.default_dataset_dir) / "pose-heatmaps" / dataset.name)
+
+
 def dataset_id(dataset: fo.Dataset) -> str:
     return str(dataset._doc.id)  # FiftyOne has no public name for it
 
@@ -230,34 +239,50 @@ def heatmap_fields(dataset: fo.Dataset) -> list[str]:
     return list(dataset.get_field_schema(ftype=fo.EmbeddedDocumentField, embedded_doc_type=fo.Heatmap))
 
 
-def adopt(dataset: fo.Dataset, label_field: str, joint_set: JointSet | None = None, **settings: object) -> Record:
+def adopt(
+    dataset: fo.Dataset,
+    label_field: str,
+    joint_set: JointSet | None = None,
+    *,
+    fields: Iterable[str] | None = None,
+    run_id: str | None = None,
+    **settings: object,
+) -> Record:
     """Give fields that came by ``apply_model`` or ``attach_heatmaps`` their record, skeleton and colours.
 
     Args:
         dataset: with heatmap fields ``<label_field>_…``
         label_field: their prefix
         joint_set: what the fields show; None = the built-in set that has most of their names
+        fields: the fields; None = all with that prefix that no other record has
+        run_id: of the folder ``<maps_dir>/<run id>`` of files that deleting the run may delete; None = a new one
         settings: what is known about how the maps were made
 
     Raises:
         ValueError: if the dataset has no heatmap field of that prefix
     """
-    names = [name for name in heatmap_fields(dataset) if name.startswith(f"{label_field}_")]
-    if not names:
-        raise ValueError(f"The dataset has no heatmap field '{label_field}_…'; its heatmap fields are "
-                         f"{', '.join(heatmap_fields(dataset)) or 'none'}.")  # fmt: skip
-    suffixes = {name.removeprefix(f"{label_field}_") for name in names}
+    schema = dataset.get_field_schema()
+    if fields is None:
+        others = {name for key, other in list_records(dataset).items() if key != label_field for name in other.fields}
+        extras = [field_name(label_field, name) for name in ("keypoints", "num_people", "confidence", "status")]
+        found = [name for name in heatmap_fields(dataset) if name.startswith(f"{label_field}_")]
+        fields = [name for name in (*found, *extras) if name in schema and name not in others]
+    fields = tuple(dict.fromkeys(fields))
+    suffixes = {name.removeprefix(f"{label_field}_") for name in fields if name in heatmap_fields(dataset)}
+    if not suffixes:
+        raise ValueError(
+            f"The dataset has no heatmap field '{label_field}_…' without a record; its heatmap fields are "
+            f"{', '.join(heatmap_fields(dataset)) or 'none'}."
+        )
     if joint_set is None:
         joint_set = max(JOINT_SETS.values(), key=lambda known: len(suffixes & set(known.joints)))
         if not suffixes & set(joint_set.joints):
             joint_set = None
-    schema = dataset.get_field_schema()
-    extras = [field_name(label_field, name) for name in ("keypoints", "num_people", "confidence", "status")]
     record = Record(
         label_field=label_field,
-        run_id=new_run_id(),
+        run_id=run_id or new_run_id(),
         dataset_id=dataset_id(dataset),
-        fields=tuple(names + [name for name in extras if name in schema]),
+        fields=fields,
         joints=joint_set.joints if joint_set else (),
         settings=dict(settings),
         adopted=True,
@@ -268,20 +293,99 @@ def adopt(dataset: fo.Dataset, label_field: str, joint_set: JointSet | None = No
 
 
 def run_folders(dataset: fo.Dataset, record: Record) -> list[Path]:
-    """The folders of a run's map files that this dataset may delete: none of a clone's or of adopted maps."""
-    if record.adopted or record.dataset_id != dataset_id(dataset) or not record.maps_dir:
+    """The folders of a run's map files that this dataset may delete.
+
+    None of a clone's, which only refers to the files of the dataset that it was made from. Maps that were attached lie
+    where they were; what was converted for them lies in the run's folder, as everything that the run made.
+    """
+    if record.dataset_id != dataset_id(dataset) or not record.maps_dir:
         return []
     current = Path(record.maps_dir) / record.run_id
     return [folder for folder in (current, *map(Path, record.previous)) if folder.is_dir()]
 
 
-def remove(dataset: fo.Dataset, record: Record) -> None:
-    """Delete a run's fields, colours, skeleton and record; its files are deleted by the caller afterwards."""
+@dataclass(frozen=True)
+class Extent:
+    """What deleting a run removes.
+
+    Attributes:
+        fields: that are in the schema
+        samples: with at least one of its maps
+        files: map files of the run, an estimate
+        bytes: of the files, an estimate
+        folders: that hold them
+    """
+
+    fields: tuple[str, ...]
+    samples: int
+    files: int
+    bytes: int
+    folders: tuple[str, ...]
+
+
+def extent(dataset: fo.Dataset, record: Record) -> Extent:
+    """Count the samples, and estimate the files from those of some samples: no folder is walked through."""
+    fields = tuple(name for name in record.fields if name in dataset.get_field_schema())
+    maps = [name for name in fields if name in heatmap_fields(dataset)]
+    any_map: list[dict[str, Any]] = [{name: {"$ne": None}} for name in maps]
+    with_maps = dataset.match({"$or": any_map or [{"_id": None}]})
+    samples = len(with_maps)
+    folders = run_folders(dataset, record)
+    inside = tuple(str(folder) + os.sep for folder in folders)
+    files = size = seen = 0
+    if maps and folders:
+        measured = with_maps.take(SAMPLES_MEASURED, seed=51).values([f"{name}.map_path" for name in maps])
+        for paths in zip(*measured, strict=True):
+            seen += 1
+            for path in paths:
+                if path and path.startswith(inside):
+                    files += 1
+                    with contextlib.suppress(OSError):
+                        size += os.stat(path).st_size
+    scale = samples / max(seen, 1)
+    return Extent(fields, samples, round(files * scale), round(size * scale), tuple(map(str, folders)))
+
+
+def delete(dataset: fo.Dataset, label_field: str, delete_files: bool = True) -> Generator[int, None, None]:
+    """Delete a run: its fields, colours, skeleton, the map files that it made, and its record.
+
+    Files that the run did not make stay: attached originals, those of the dataset that this one is a clone of, and
+    anything else in its folders.
+
+    Yields:
+        how many files are deleted so far
+
+    Raises:
+        ValueError: at once, if the label field has no run
+    """
+    record = read_record(dataset, label_field)
+    if record is None:
+        known = ", ".join(list_records(dataset)) or "there are none"
+        raise ValueError(f"'{label_field}' is not the label field of a run of pose heatmaps ({known}).")
+    return _delete(dataset, record, delete_files)
+
+
+def _delete(dataset: fo.Dataset, record: Record, delete_files: bool) -> Generator[int, None, None]:
+    # Fields first: no sample ever refers to a file that is gone. The record last: when this is killed, the files that
+    # are left are still known, and deleting again goes on from there.
     present = [name for name in record.fields if name in dataset.get_field_schema()]
     _switch_off(dataset, record.fields)
     if present:
         dataset.delete_sample_fields(present)
+    count = 0
+    yield count
+    if delete_files:
+        names = {name.removeprefix(f"{record.label_field}_") for name in record.fields}
+        for folder in run_folders(dataset, record):
+            for _ in delete_maps(folder, names):
+                count += 1
+                if count % 1000 == 0:
+                    yield count
+        if record.maps_dir and Path(record.maps_dir) == Path(default_maps_dir(dataset)):
+            with contextlib.suppress(OSError):
+                Path(record.maps_dir).rmdir()
     dataset.delete_run(record.label_field)
+    yield count
 
 
 def counts(view: fo.core.collections.SampleCollection, label_field: str) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import fiftyone as fo
 from . import checkpoints, runs
 from .joints import JointSet
 from .maps import DTYPES, RESOLUTIONS
+from .runs import default_maps_dir
 
 STORAGES = ("files", "memory")
 
@@ -109,7 +110,3 @@ def find_maps(maps: Iterable[str], joint_set: JointSet) -> tuple[bool, tuple[str
         )
     joints = joint_set.joints if "joints" in wanted else tuple(j for j in joint_set.joints if j in wanted)
     return "max" in wanted, joints
-
-
-def default_maps_dir(dataset: fo.Dataset) -> str:
-    return str(Path(fo.config.default_dataset_dir) / "pose-heatmaps" / dataset.name)

@@ -1,0 +1,55 @@
+"""The samples that people choose: whether a run can work on them, and reading and writing them in bulk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import fiftyone as fo
+from bson import ObjectId
+from pymongo import UpdateOne
+
+PAGE = 1000  # samples asked of the database at once
+
+
+def target_problem(view: fo.core.collections.SampleCollection) -> str | None:
+    """Why a run cannot work on such a view, with what to do instead; None if it can."""
+    if view.media_type == "group":
+        return (
+            "This is a grouped dataset. Choose the slice with the images first, for example "
+            "view.select_group_slices('left'), and run on that view."
+        )
+    if view.media_type == "video":
+        return (
+            "This is a video dataset. Make a dataset of its frames first, for example "
+            "dataset.to_frames(sample_frames=True).clone('frames'), and run on that."
+        )
+    if isinstance(view, fo.DatasetView) and view._is_generated:
+        return (
+            "This view shows patches, frames or clips. Run on the samples themselves, or on a dataset made from the "
+            "view with clone()."
+        )
+    if view.media_type not in ("image", None):
+        return f"Pose heatmaps need images; this view holds {view.media_type} samples."
+    return None
+
+
+def pages(view: fo.core.collections.SampleCollection) -> Iterator[tuple[str, str]]:
+    """Ids and files of a view in the order of ids, a page at a time.
+
+    No list of all samples is made, and no database cursor stays open while the network works, which would time out.
+    """
+    last = None
+    while True:
+        rest = view if last is None else view.match({"_id": {"$gt": ObjectId(last)}})
+        ids, filepaths = rest.sort_by("id").limit(PAGE).values(["id", "filepath"])
+        yield from zip(ids, filepaths, strict=True)
+        if len(ids) < PAGE:
+            return
+        last = ids[-1]
+
+
+def bulk_write(dataset: fo.Dataset, updates: Sequence[UpdateOne]) -> None:
+    """Write several fields of many samples at once; each update names its sample by ``_id``."""
+    # FiftyOne has no public bulk write of several fields; set_values() would be one per field.
+    if updates:
+        dataset._bulk_write(list(updates), ids=[str(update._filter["_id"]) for update in updates])
