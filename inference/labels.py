@@ -16,6 +16,7 @@ from .joints import JointSet
 from .map_files import MapWriter
 from .maps import ImageMaps, make_maps
 from .predictor import Predictor, PreparedImage
+from .runs import DONE
 from .settings import Settings, find_maps
 
 
@@ -87,7 +88,7 @@ class Labeller:
             heatmaps = {name: file_heatmap(path) for name, path in self.files.write(sample_id, maps).items()}
         else:
             heatmaps = {name: memory_heatmap(array) for name, array in maps.items()}
-        return {**heatmaps, **values, "confidence": seen.maps.confidence}
+        return {**heatmaps, **values, "confidence": seen.maps.confidence, "status": DONE}
 
     def _people(self, heatmaps: NDArray, tags: NDArray, enlarged: NDArray | None) -> People:
         if enlarged is None:
