@@ -21,6 +21,7 @@ from typing import Any
 
 import cv2
 import fiftyone as fo
+import fiftyone.core.utils as fou
 import numpy as np
 from bson import ObjectId
 from numpy.typing import NDArray
@@ -80,6 +81,7 @@ class Attached:
     Attributes:
         total: samples in the view
         matched: samples with at least one map
+        seen: samples looked at so far
         done, failed: samples with maps that are written
         files: map files found for them
         fields: heatmap fields, with the range that their values have
@@ -90,6 +92,7 @@ class Attached:
 
     total: int = 0
     matched: int = 0
+    seen: int = 0
     done: int = 0
     failed: int = 0
     files: int = 0
@@ -111,9 +114,18 @@ class Attached:
         return text
 
 
-def attach(view: fo.core.collections.SampleCollection, matching: Matching, label_field: str = "pose") -> Attached:
-    """Attach saved maps to the samples of a view; see :func:`process`."""
-    *_, state = process(view, matching, label_field)
+def attach(
+    view: fo.core.collections.SampleCollection,
+    matching: Matching,
+    label_field: str = "pose",
+    progress: bool | None = None,
+) -> Attached:
+    """Attach saved maps to the samples of a view, with or without a progress bar; see :func:`process`."""
+    steps = process(view, matching, label_field)
+    state = next(steps)
+    with fou.ProgressBar(total=state.total, progress=progress) as bar:
+        for state in steps:
+            bar.set_iteration(state.seen)
     return state
 
 
@@ -140,9 +152,9 @@ def process(
     index = Index(view, matching)
     index.check()
     dataset: fo.Dataset = view._dataset
-    ranges = {
-        name: _range(path, None if matching.arrays else matching.range) for name, path in index.examples().items()
-    }
+    images_range = None if matching.arrays else matching.range
+    examples = index.examples()
+    ranges = {name: _range(examples[name], images_range) for name in index.names() if name in examples}
     fields: dict[str, type] = {runs.field_name(label_field, name): fo.Heatmap for name in ranges}
     fields[runs.field_name(label_field, "status")] = fo.StringField
     runs.declare(dataset, fields)
@@ -165,6 +177,7 @@ def process(
                 for (sample_id, image, _), labels in zip(work, values, strict=True)
             ]
             bulk_write(dataset, updates)
+            state.seen += len(batch)
             state.seconds = time.monotonic() - started
             yield state
     dataset.reload()
@@ -391,6 +404,13 @@ class Index:
                 f"No map fits any of {self.samples} images. For {self._first_image} this was looked for: "
                 f"{' and '.join(looked)}. {there} Change the pattern or the folder."
             )
+
+    def names(self) -> list[str]:
+        """ "max" and the joints that were found, in the order in which people know them."""
+        known = [joint for joint_set in JOINT_SETS.values() for joint in joint_set.joints]
+        joints = [name for name in self._names if name != "max"]
+        joints.sort(key=lambda joint: (known.index(joint) if joint in KNOWN_JOINTS else len(known), joint))
+        return ["max", *joints]
 
     def matched(self) -> int:
         """How many images have a map."""
