@@ -11,9 +11,8 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from playwright.sync_api import Page, Response, sync_playwright
+from playwright.sync_api import Locator, Page, Response, sync_playwright
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -126,14 +125,6 @@ class App:
                 return len(json.loads(body)["data"]["samples"]["edges"]), len(body)
         raise AssertionError("The grid has not asked for any samples.")
 
-    def operations(self, uri: str) -> list[dict[str, Any]]:
-        """The JSON answers of the server to this operator's executions."""
-        answers = []
-        for response in self.responses:
-            if "/operators/execute" in response.url and uri in (response.request.post_data or ""):
-                answers.append(response.json())
-        return answers
-
     def is_on(self, field: str) -> bool:
         """Whether the sidebar's checkbox of a field is ticked."""
         return self.page.locator(f'[data-cy="checkbox-{field}"] input').first.is_checked()
@@ -148,8 +139,8 @@ class App:
         """A PNG of one element: of the grid's first image unless told otherwise."""
         return self.page.locator(selector).nth(index).screenshot()
 
-    def prompt(self, label: str) -> Any:
-        """Open an operator's form through the operator browser; returns the form's locator."""
+    def prompt(self, label: str) -> Locator:
+        """Open an operator's form through the operator browser; returns the form."""
         self.page.keyboard.press("Backquote")
         self.page.get_by_placeholder("Search operations by name...").fill(label)
         self.page.keyboard.press("Enter")

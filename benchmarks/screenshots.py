@@ -1,4 +1,4 @@
-"""Make the README's pictures from the demo photos, with the real App: `python -m benchmarks.screenshots`, after the demo."""
+"""Make the README's pictures in the real App, from the demo: `python -m benchmarks.screenshots`."""
 
 import io
 import sys

@@ -1,0 +1,47 @@
+"""The form of generate_heatmaps, from the operator browser to maps on the grid."""
+
+from pathlib import Path
+
+import fiftyone as fo
+
+from benchmarks.browser import App
+
+LABEL = "Generate pose heatmaps"
+
+
+def test_the_form_says_what_will_happen_runs_and_shows_the_maximum(dataset, photos: Path, tmp_path: Path, app: App):
+    made = dataset(photos)
+    app.open(made.name)
+    bare = app.pixels()
+
+    form = app.prompt(LABEL)
+    notice = form.get_by_text("6 images, 18 heatmap fields")
+    notice.wait_for()
+    form.get_by_label("Maximum only").check()
+    form.get_by_text("6 images, 1 heatmap field,").wait_for()
+    assert notice.count() == 0, "the notice is computed anew when the form changes"
+    form.get_by_label("Maximum and every joint").check()
+    notice.wait_for()
+
+    form.get_by_role("button", name="Execute").click()
+    app.page.get_by_text("of 6 images").first.wait_for(timeout=60_000)
+    app.page.get_by_text("6 of 6 samples got pose heatmaps").wait_for(timeout=120_000)
+    app.settle()
+    made.reload()
+    assert made.values("pose_status") == ["done"] * 6
+    maps = made.values("pose_max.map_path")
+    assert app.is_on("pose_max")
+    assert not app.is_on("pose_nose")
+    assert sorted(app.media(Path(made.first().pose_max.map_path).parents[2])) == sorted(maps)
+    assert app.pixels() != bare
+
+
+def test_the_form_refuses_a_field_of_another_type(dataset, photos: Path, app: App):
+    made = dataset(photos)
+    made.add_sample_field("pose_max", fo.StringField)
+    app.open(made.name)
+
+    form = app.prompt(LABEL)
+    form.get_by_text("The dataset has a field 'pose_max' of type StringField").wait_for()
+    execute = form.get_by_role("button", name="Execute")
+    assert execute.is_disabled()
