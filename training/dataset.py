@@ -182,7 +182,7 @@ def draw_heatmaps(joints: np.ndarray, sigmas: np.ndarray, size: tuple[int, int])
 
     Args:
         joints: (P, K, 3) x, y in map pixels (corner origin), v; drawn where v > 0
-        sigmas: (P,) in map pixels
+        sigmas: (P, K) in map pixels
         size: (h, w)
 
     Returns:
@@ -190,19 +190,22 @@ def draw_heatmaps(joints: np.ndarray, sigmas: np.ndarray, size: tuple[int, int])
     """
     height, width = size
     maps = np.zeros((joints.shape[1], height, width), np.float32)
-    for person, sigma in zip(joints, sigmas, strict=True):
+    for person, deviations in zip(joints, sigmas, strict=True):
         channels = np.flatnonzero(person[:, 2] > 0)
-        reach = int(np.ceil(3 * sigma))
+        if not channels.size:
+            continue
+        sigma = deviations[channels, None]
+        reach = int(np.ceil(3 * sigma.max()))
         offsets = np.arange(-reach, reach + 1)
-        x, y = person[channels, 0] - 0.5, person[channels, 1] - 0.5  # in units of pixel centres
-        columns = np.rint(x).astype(int)[:, None] + offsets  # N, patch
-        rows = np.rint(y).astype(int)[:, None] + offsets
-        across = np.exp(-((columns - x[:, None]) ** 2) / (2 * sigma**2)) * ((columns >= 0) & (columns < width))
-        down = np.exp(-((rows - y[:, None]) ** 2) / (2 * sigma**2)) * ((rows >= 0) & (rows < height))
+        x, y = (person[channels, :2] - 0.5).T[:, :, None]  # in units of pixel centres
+        columns = np.rint(x).astype(int) + offsets  # N, patch
+        rows = np.rint(y).astype(int) + offsets
+        across = np.exp(-((columns - x) ** 2) / (2 * sigma**2)) * ((columns >= 0) & (columns < width))
+        down = np.exp(-((rows - y) ** 2) / (2 * sigma**2)) * ((rows >= 0) & (rows < height))
         patches = down[:, :, None] * across[:, None, :]
         # One person has each channel once, so that patches never collide and plain indexing is safe.
         index = (channels[:, None, None], rows.clip(0, height - 1)[:, :, None], columns.clip(0, width - 1)[:, None, :])
-        if channels.size and (rows.min() < 0 or columns.min() < 0 or rows.max() >= height or columns.max() >= width):
+        if min(rows.min(), columns.min()) < 0 or rows.max() >= height or columns.max() >= width:
             np.maximum.at(maps, index, patches.astype(np.float32))  # clipped indices repeat at the border
         else:
             maps[index] = np.maximum(maps[index], patches)
@@ -260,9 +263,10 @@ def make_sample(
 ) -> dict[str, np.ndarray]:
     """One crop with its targets.
 
-    The deviation of a person's Gaussians is ``sigma`` times the root of the person's box area in the crop, within
-    ``sigma_range`` input pixels: larger people are located less precisely in pixels, and a fixed deviation makes
-    their peaks low (the observation of SWAHR, arXiv 2012.15175; here the size is known instead of predicted).
+    The deviation of a Gaussian is ``sigma`` times the roots of the person's box area in the crop and of the joint's
+    OKS constant, within ``sigma_range`` input pixels: large people and hips are located less precisely in pixels than
+    small people and eyes, and a fixed deviation makes their peaks low (the observation of SWAHR, arXiv 2012.15175;
+    here the size is known instead of predicted).
 
     Returns:
         ``image`` (size, size, 3) uint8 RGB; ``quarter`` (K, size/4, size/4) and ``half`` (K, size/2, size/2) float16
@@ -286,7 +290,7 @@ def make_sample(
             joints.append(points)
             sizes.append(extent)
     stacked = np.array(joints).reshape(-1, JOINTS, 3)
-    sigmas = options["sigma"] * np.array(sizes)
+    sigmas = options["sigma"] * np.array(sizes)[:, None] * np.sqrt(COCO.sigmas)  # P, K
     maps = {}
     for name, stride in (("quarter", 4), ("half", 2)):
         low, high = options["sigma_range"][name]

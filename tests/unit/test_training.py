@@ -27,7 +27,14 @@ from training.dataset import (
     split,
     whole_affine,
 )
-from training.evaluate import evaluate, joint_values, network_map, strip_without_people, threshold_at
+from training.evaluate import (
+    evaluate,
+    joint_values,
+    network_map,
+    own_tag_is_nearest,
+    strip_without_people,
+    threshold_at,
+)
 from training.export import export
 from training.losses import heatmap_loss, schedule, tag_loss
 
@@ -40,7 +47,7 @@ CROPS = {
     "max_enlargement": 2.5,
     "background": 0.2,
     "min_person": 10,
-    "sigma": 0.05,
+    "sigma": 0.24,
     "sigma_range": {"quarter": [8, 14], "half": [4, 12]},
     "teacher_background": 0.2,
 }
@@ -116,7 +123,7 @@ def test_gaussians_peak_at_the_joint_and_survive_the_border() -> None:
     joints[0, 3] = 10.5, 20.5, 2  # the centre of pixel (10, 20)
     joints[1, 3] = 12.5, 20.5, 2
     joints[0, 4] = 0.2, 31.9, 1
-    maps = draw_heatmaps(joints, np.array([2.0, 3.0]), (32, 32))
+    maps = draw_heatmaps(joints, np.array([[2.0] * 17, [3.0] * 17]), (32, 32))
     assert maps.shape == (17, 32, 32)
     assert maps[3, 20, 10] == pytest.approx(1)
     assert maps[3, 20, 12] == pytest.approx(1)
@@ -255,6 +262,17 @@ def test_recall_looks_for_local_maxima_near_the_joint() -> None:
     assert values == pytest.approx([0.7, 0])
     assert large == [True, True]
     assert threshold_at(np.arange(100.0)) == 96  # three of 100 exceed it
+
+
+def test_tags_are_judged_by_the_nearest_person() -> None:
+    left = person([0, 0, 30, 60], {0: (10, 10), 1: (10, 40)})
+    right = person([40, 0, 30, 60], {0: (50, 10), 1: (50, 40)})
+    tags = torch.zeros(17, 32, 40)
+    tags[:, :, 20:] = 3
+    assert own_tag_is_nearest(tags, 1.0, record([left, right])) == [True] * 4
+    tags[1, 20, 25] = 0  # the right person's second joint looks like the left person's
+    assert own_tag_is_nearest(tags, 1.0, record([left, right])) == [True, True, False, False]
+    assert own_tag_is_nearest(tags, 1.0, record([left])) == []
 
 
 def test_strips_beside_the_people() -> None:
