@@ -11,7 +11,6 @@ import errno
 import itertools
 import os
 import re
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -34,7 +33,7 @@ from pymongo import UpdateOne
 
 from . import checkpoints, labels, runs
 from .joints import JointSet
-from .map_files import MapWriter, check_writable
+from .map_files import MapWriter, check_writable, delete_maps
 from .predictor import Predictor, PreparedImage
 from .settings import Settings, find_maps
 from .views import bulk_write, pages, target_problem
@@ -258,31 +257,33 @@ def _open_record(
         )
         if old:  # what was done with the old settings is to be done again; its maps stay until then
             status = runs.field_name(label_field, "status")
-            done = dataset.match({status: runs.DONE})
-            done.set_values(status, [None] * len(done))
+            dataset.match({status: runs.DONE}).set_field(status, None).save(status)
     runs.save_record(dataset, record)
     runs.style(dataset, label_field, joint_set, fields)
     return record
 
 
 def _drop_replaced(dataset: fo.Dataset, label_field: str, written: tuple[str, ...]) -> None:
-    """Delete the folders of replaced runs, and fields that only they had, once no sample refers to them."""
+    """Delete the files of replaced runs, and fields that only they had, once no sample refers to them."""
     record = runs.read_record(dataset, label_field)
-    if record is None or not record.previous:
+    if record is None:
         return
     heatmaps = [name for name in record.fields if name in runs.heatmap_fields(dataset)]
+    names = {name.removeprefix(f"{label_field}_") for name in heatmaps}
     kept = []
     for folder in record.previous:
         inside = {"$regex": "^" + re.escape(str(Path(folder)) + os.sep)}
         if dataset.match({"$or": [{f"{name}.map_path": inside} for name in heatmaps]}).limit(1).count():
             kept.append(folder)
         else:
-            shutil.rmtree(folder, ignore_errors=True)
+            for _ in delete_maps(Path(folder), names):
+                pass
     unused = [name for name in record.fields if not kept and name not in written and not dataset.count(name)]
     if unused:
         dataset.delete_sample_fields(unused)
     fields = tuple(name for name in record.fields if name not in unused)
-    runs.save_record(dataset, replace(record, previous=tuple(kept), fields=fields))
+    if fields != record.fields or kept != list(record.previous):
+        runs.save_record(dataset, replace(record, previous=tuple(kept), fields=fields))
 
 
 class _Stages:

@@ -15,6 +15,7 @@ from typing import Any
 
 import fiftyone as fo
 from bson import ObjectId
+from fiftyone.core.odm import create_field
 
 from .joints import JOINT_SETS, JointSet
 from .map_files import delete_maps
@@ -107,14 +108,17 @@ def declare(dataset: fo.Dataset, fields: dict[str, type]) -> None:
     if problems:
         raise ValueError(" ".join(problems))
     schema = dataset.get_field_schema()
+    new = {}
     for name, kind in fields.items():
-        if name in schema:
-            continue
-        if issubclass(kind, fo.Label):
-            dataset.add_sample_field(name, fo.EmbeddedDocumentField, embedded_doc_type=kind)
-        else:
-            dataset.add_sample_field(name, kind)
-        if kind is fo.Keypoints:
+        if name not in schema:
+            label = issubclass(kind, fo.Label)
+            new[name] = create_field(
+                name, fo.EmbeddedDocumentField if label else kind, embedded_doc_type=kind if label else None
+            )
+    # All at once: the public add_sample_field() loads the dataset anew for each field, a second for those of a run.
+    dataset._merge_sample_field_schema(new)
+    for name in new:
+        if fields[name] is fo.Keypoints:
             dataset.add_sample_field(f"{name}.keypoints.score", fo.FloatField)
 
 

@@ -30,6 +30,8 @@ def target_problem(view: fo.core.collections.SampleCollection) -> str | None:
         )
     if view.media_type not in ("image", None):
         return f"Pose heatmaps need images; this view holds {view.media_type} samples."
+    if not len(view.limit(1)):
+        return "There is no sample in this view. Clear its filters, or choose another view."
     return None
 
 
