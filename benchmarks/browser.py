@@ -144,8 +144,10 @@ class App:
         self.page.keyboard.press("Backquote")
         self.page.get_by_placeholder("Search operations by name...").fill(label)
         self.page.keyboard.press("Enter")
-        self.page.wait_for_selector('[data-cy="operators-prompt-modal"]')
-        return self.page.locator('[data-cy="operators-prompt-modal"]')
+        form = self.page.locator('[data-cy="operators-prompt-modal"]')
+        form.get_by_role("button", name="Cancel").wait_for(timeout=90_000)  # the first form of a server imports torch
+        self.settle()
+        return form
 
 
 @contextlib.contextmanager

@@ -48,7 +48,6 @@ def main() -> None:
             save(_picture(app.page.screenshot()), "grid.png")
             app.open(fresh.name)
             form = app.prompt("Generate pose heatmaps")
-            app.settle()
             save(_picture(form.screenshot()), "form.png")
     finally:
         fresh.delete()
