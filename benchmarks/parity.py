@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from inference.geometry import resized_wh, warp_for
-from inference.grouping import GroupingConfig, TagMap, enlarge, group
+from inference.grouping import Enlarged, GroupingConfig, TagMap, group
 from inference.joints import COCO
 from inference.network import HigherHRNet, NetworkConfig
 from inference.predictor import merge_stages
@@ -108,19 +108,16 @@ def aggregation(reference: Path = GOLDEN) -> tuple[float, float]:
     random = np.random.default_rng(5)
     shapes = ((1, 34, 32, 48), (1, 17, 64, 96)) * 2
     outputs = [torch.from_numpy(random.standard_normal(shape).astype(np.float32)) for shape in shapes]
-    height, width = 128, 192
-    ys, xs = (axis.ravel() for axis in np.mgrid[0:height:8, 0:width:8])
+    shape = (128, 192)
     aggregate, network_map = [], []
     with np.load(reference / "golden_aggregation.npz") as golden:
         for flip, mirrored in enumerate((None, outputs[2:])):
             heatmaps, tags = (t[0].numpy() for t in merge_stages(outputs[:2], mirrored, torch.tensor(COCO.flip)))
             network_map.append(relative_error(heatmaps[:, ::2, ::2], golden[f"network_flip{flip}"]))
-            enlarged = enlarge(heatmaps, (height, width))[:, ::4, ::4]
-            aggregate.append(relative_error(enlarged, golden[f"heatmaps_flip{flip}"]))
-            tag_map = TagMap(tags, (height, width))
-            theirs = golden[f"tags_flip{flip}"]
-            ours = np.stack([tag_map.at(joint, ys, xs) for joint in range(len(COCO))]).reshape(theirs.shape)
-            aggregate.append(relative_error(ours, theirs))
+            ours = Enlarged(heatmaps, shape).at(*np.mgrid[0 : len(COCO), 0 : shape[0] : 4, 0 : shape[1] : 4])
+            aggregate.append(relative_error(ours, golden[f"heatmaps_flip{flip}"]))
+            ours = TagMap(tags, shape).at(*np.mgrid[0 : len(COCO), 0 : shape[0] : 8, 0 : shape[1] : 8])
+            aggregate.append(relative_error(ours, golden[f"tags_flip{flip}"]))
     return max(aggregate), max(network_map)
 
 

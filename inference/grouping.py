@@ -7,14 +7,18 @@ joint that a person lacks is taken where the heatmap is high and the tag fits.
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 Array = NDArray[np.float32]
+Indices = NDArray[np.integer]
+BLOCK = 8  # pixels
 
 
 @dataclass(frozen=True)
@@ -56,37 +60,84 @@ class People:
         return len(self.scores)
 
 
+class Enlarged:
+    """Maps at a higher resolution than they have, interpolated only where they are asked for.
+
+    Args:
+        values: (C, h, w) float32
+        shape: (H, W); larger than (h, w) means bilinear enlargement, ``align_corners=False``
+    """
+
+    def __init__(self, values: Array, shape: tuple[int, int]):
+        self.shape = shape
+        self._factors = (values.shape[1] / shape[0], values.shape[2] / shape[1])
+        # Channels last, as the network leaves them: no copy then.
+        self._values = np.ascontiguousarray(values.transpose(1, 2, 0))
+        count, height, width = values.shape
+        self._rows = _neighbours(shape[0], self._factors[0], height, width * count)
+        self._columns = _neighbours(shape[1], self._factors[1], width, count)
+
+    def at(self, channels: Indices, ys: Indices, xs: Indices) -> Array:
+        """The values of channels at pixels of the enlarged maps; the three are broadcast."""
+        flat = self._values.reshape(-1)
+        (top, bottom, fy), (left, right, fx) = self._rows, self._columns
+        left, top = left.take(xs), top.take(ys) + channels
+        if self._factors == (1, 1):
+            return flat.take(top + left)
+        right, bottom = right.take(xs), bottom.take(ys) + channels
+        fx, fy = fx.take(xs), fy.take(ys)
+        upper, lower = (flat.take(row + left) * (1 - fx) + flat.take(row + right) * fx for row in (top, bottom))
+        values: Array = upper * (1 - fy) + lower * fy
+        return values
+
+    def block_bounds(self, extreme: np.ufunc) -> Array:
+        """Minimum or maximum of each block of the enlarged maps, or a bound of it: (rows, columns, C)."""
+        bounds = self._values
+        for axis in (0, 1):
+            starts = (np.arange(0, self.shape[axis], BLOCK) * self._factors[axis]).astype(np.intp)
+            reach = range(-1, math.ceil(BLOCK * self._factors[axis]) + 2)  # interpolation reaches beyond the block
+            places = (np.clip(starts + offset, 0, bounds.shape[axis] - 1) for offset in reach)
+            bounds = functools.reduce(extreme, (bounds.take(place, axis) for place in places))
+        return bounds
+
+
+def _neighbours(count: int, factor: float, size: int, step: int) -> tuple[Indices, Indices, Array]:
+    """Where an axis of ``count`` enlarged pixels reads.
+
+    Returns:
+        for each of them the two pixels between which it lies, times ``step``, and how near it is to the second (0 to
+        1); the last one again and again up to a whole number of blocks
+    """
+    positions = np.minimum(np.arange(math.ceil(count / BLOCK) * BLOCK), count - 1)
+    source = ((positions + 0.5) * factor - 0.5).clip(0, size - 1).astype(np.float32)
+    low = source.astype(np.intp)
+    return low * step, np.minimum(low + 1, size - 1) * step, (source - low).astype(np.float32)
+
+
 class TagMap:
-    """Tags at the resolution of the heatmaps, enlarged only where they are asked for.
+    """Tags at the resolution of the heatmaps.
 
     Args:
         tags: (T, h, w, D) float32: T = K, or 1 where all joints share a tag; D tags per pixel (flips and scales)
-        shape: (H, W) of the heatmaps; larger than (h, w) means bilinear enlargement, ``align_corners=False``
+        shape: (H, W) of the heatmaps
     """
 
     def __init__(self, tags: Array, shape: tuple[int, int]):
-        self.tags = tags
-        self.factor = (tags.shape[1] / shape[0], tags.shape[2] / shape[1])
-        self.same = tags.shape[1:3] == shape
+        self.count, height, width, self.depth = tags.shape
+        self._maps = Enlarged(tags.transpose(0, 3, 1, 2).reshape(-1, height, width), shape)
 
-    def at(self, joint: int, ys: NDArray[np.integer], xs: NDArray[np.integer]) -> Array:
-        """Tags (N, D) of a joint at N heatmap pixels."""
-        tags = self.tags[joint if len(self.tags) > 1 else 0]
-        if self.same:
-            return tags[ys, xs]
-        y0, y1, fy = _neighbours(ys, self.factor[0], tags.shape[0])
-        x0, x1, fx = _neighbours(xs, self.factor[1], tags.shape[1])
-        top = tags[y0, x0] * (1 - fx) + tags[y0, x1] * fx
-        bottom = tags[y1, x0] * (1 - fx) + tags[y1, x1] * fx
-        return top * (1 - fy) + bottom * fy
+    def at(self, joints: Indices, ys: Indices, xs: Indices) -> Array:
+        """Tags (…, D) of joints at pixels; the three are broadcast."""
+        return self._maps.at(self._channels(joints), ys[..., None], xs[..., None])
 
+    def block_bounds(self, joints: Indices) -> tuple[Array, Array]:
+        """Smallest and largest tags of N joints in each block: (rows, columns, N, D)."""
+        low, high = (self._maps.block_bounds(extreme) for extreme in (np.minimum, np.maximum))
+        return low[..., self._channels(joints)], high[..., self._channels(joints)]
 
-def _neighbours(
-    positions: NDArray[np.integer], factor: float, size: int
-) -> tuple[NDArray[np.intp], NDArray[np.intp], Array]:
-    source = np.maximum((positions + 0.5) * factor - 0.5, 0).astype(np.float32)
-    low = source.astype(np.intp)
-    return low, np.minimum(low + 1, size - 1), (source - low)[:, None]
+    def _channels(self, joints: Indices) -> Indices:
+        own = joints if self.count > 1 else joints * 0
+        return own[..., None] * self.depth + np.arange(self.depth)
 
 
 def group(
@@ -94,154 +145,160 @@ def group(
     tags: Array,
     order: tuple[int, ...],
     config: GroupingConfig | None = None,
+    shape: tuple[int, int] | None = None,
 ) -> People:
     """Group the peaks of the heatmaps into people.
 
     Args:
-        heatmaps: (K, H, W) float32, contiguous
-        tags: (T, h, w, D) float32; see :class:`TagMap`
+        heatmaps: (K, h, w) float32
+        tags: (T, h, w, D) float32, as in :class:`TagMap`
         order: the joints in the order of matching
         config: settings
+        shape: (H, W) to enlarge the heatmaps to; people's joints are in pixels there. None = the heatmaps' own
 
     Returns:
         the people, in the order in which they were found
     """
     config = config or GroupingConfig()
-    tag_map = TagMap(tags, heatmaps.shape[1:])  # type: ignore[arg-type]
-    candidates = [_peaks(heatmap, tag_map, joint, config) for joint, heatmap in enumerate(heatmaps)]
-    people = _match(candidates, order, config)
-    if not len(people):
-        depth = 3 + tags.shape[3]
-        people = np.zeros((0, len(heatmaps), depth), np.float32)
+    shape = shape or (heatmaps.shape[1], heatmaps.shape[2])
+    maps, tag_map = Enlarged(heatmaps, shape), TagMap(tags, shape)
+    people = _match(_peaks(maps, len(heatmaps), tag_map, config), order, config)
     if config.adjust:
-        _adjust(people, heatmaps)
+        found, joints = np.nonzero(people[:, :, 2] > 0)
+        xs, ys = people[found, joints, :2].astype(np.intp).T
+        people[found, joints, :2] = _quarter(maps, joints, ys, xs)
     scores = people[:, :, 2].mean(axis=1)
     first_tags = people[:, :, 3].copy()
     if config.refine and len(people):
-        bounds = [_block_maxima(heatmap) for heatmap in heatmaps]
-        for person in people:
-            _refine(person, heatmaps, tag_map, bounds)
+        _refine(people, maps, tag_map)
     return People(people[:, :, :3], first_tags, scores)
 
 
-def _peaks(heatmap: Array, tag_map: TagMap, joint: int, config: GroupingConfig) -> Array:
-    """The candidates of one joint, highest first: (N, 3 + D) = x, y, value, tags."""
-    height, width = heatmap.shape
-    flat = np.flatnonzero(heatmap > config.detection_threshold)
-    if not len(flat):
-        return np.zeros((0, 3 + tag_map.tags.shape[3]), np.float32)
-    ys, xs = np.divmod(flat, width)
-    values = heatmap[ys, xs]
-    is_peak = np.ones(len(flat), bool)
-    # Few pixels pass the threshold, so their neighbours are looked at one offset after another.
-    reach = config.window // 2
-    for dy in range(-reach, reach + 1):
-        for dx in range(-reach, reach + 1):
-            y, x = np.clip(ys + dy, 0, height - 1), np.clip(xs + dx, 0, width - 1)
-            is_peak &= heatmap[y, x] <= values
-    ys, xs, values = ys[is_peak], xs[is_peak], values[is_peak]
-    best = np.argsort(values, kind="stable")[::-1][: config.max_people]  # equal values: the later pixel, as published
-    ys, xs, values = ys[best], xs[best], values[best]
-    return np.concatenate([np.stack([xs, ys, values], axis=1), tag_map.at(joint, ys, xs)], axis=1).astype(np.float32)
+def _block_pixels(rows: Indices, columns: Indices) -> tuple[Indices, Indices]:
+    """The pixels of N blocks: ys (N, 16, 1), xs (N, 1, 16)."""
+    inside = np.arange(BLOCK)
+    return (rows[:, None] * BLOCK + inside)[:, :, None], (columns[:, None] * BLOCK + inside)[:, None, :]
+
+
+def _within(positions: Indices, size: int) -> Indices:
+    return np.minimum(np.maximum(positions, 0), size - 1)
+
+
+def _peaks(maps: Enlarged, count: int, tag_map: TagMap, config: GroupingConfig) -> list[Array]:
+    """The candidates of each joint, highest first: (N, 3 + D) = x, y, value, tags."""
+    height, width = maps.shape
+    rows, columns, joints = np.nonzero(maps.block_bounds(np.maximum) > config.detection_threshold)
+    ys, xs = _block_pixels(rows, columns)
+    values = maps.at(joints[:, None, None], ys, xs)
+    high = np.nonzero((values > config.detection_threshold) & (ys < height) & (xs < width))
+    joints, ys, xs, values = joints[high[0]], ys[high[0], high[1], 0], xs[high[0], 0, high[2]], values[high]
+    # Few pixels pass the threshold, and hardly any of them the comparison with the nearest neighbours.
+    reach = range(-(config.window // 2), config.window // 2 + 1)
+    for dy, dx in sorted(itertools.product(reach, reach), key=lambda offset: abs(offset[0]) + abs(offset[1])):
+        keep = maps.at(joints, _within(ys + dy, height), _within(xs + dx, width)) <= values
+        joints, ys, xs, values = joints[keep], ys[keep], xs[keep], values[keep]
+    best = np.lexsort((ys * width + xs, values))[::-1]  # equal values: the later pixel, as published
+    table = np.column_stack([xs, ys, values, tag_map.at(joints, ys, xs)]).astype(np.float32)
+    return [table[best[joints[best] == joint][: config.max_people]] for joint in range(count)]
 
 
 def _match(candidates: list[Array], order: tuple[int, ...], config: GroupingConfig) -> Array:
     """Candidates per joint -> people (P, K, 3 + D), zeros where a joint is absent."""
-    people: dict[float, Array] = {}  # keyed by the first tag of the joint that started the person
-    seen_tags: dict[float, list[Array]] = {}
+    people: list[Array] = []
+    by_tag: dict[float, int] = {}  # a person is known by the first tag of the joint that started it, as published
+    tag_sums: list[Array] = []
+    tag_counts: list[int] = []
 
     def start(joint: int, candidate: Array) -> None:
-        key = float(candidate[3])
-        people.setdefault(key, np.zeros((len(candidates), len(candidate)), np.float32))[joint] = candidate
-        seen_tags[key] = [candidate[3:]]
+        index = by_tag.setdefault(float(candidate[3]), len(people))
+        if index == len(people):
+            people.append(np.zeros((len(candidates), len(candidate)), np.float32))
+            tag_sums.append(candidate[3:])
+            tag_counts.append(1)
+        people[index][joint] = candidate
+        tag_sums[index], tag_counts[index] = candidate[3:], 1
 
     for joint in order:
         found = candidates[joint]
         if not len(found):
             continue
-        if not people:
+        known = min(len(people), config.max_people)
+        if not known:
             for candidate in found:
                 start(joint, candidate)
             continue
-        keys = list(people)[: config.max_people]
-        means = np.array([np.mean(seen_tags[key], axis=0) for key in keys])
+        means = np.array(tag_sums[:known]) / np.array(tag_counts[:known], np.float32)[:, None]
         distance = np.linalg.norm(found[:, None, 3:] - means[None], axis=2)
         cost = np.round(distance) * 100 - found[:, 2:3]
-        surplus = max(0, len(found) - len(keys))
+        surplus = max(0, len(found) - known)
         cost = np.pad(cost, ((0, 0), (0, surplus)), constant_values=1e10)  # columns for "a new person"
         for row, column in zip(*linear_sum_assignment(cost), strict=True):
-            if column < len(keys) and distance[row, column] < config.tag_threshold:
-                people[keys[column]][joint] = found[row]
-                seen_tags[keys[column]].append(found[row, 3:])
+            if column < known and distance[row, column] < config.tag_threshold:
+                people[column][joint] = found[row]
+                tag_sums[column] = tag_sums[column] + found[row, 3:]
+                tag_counts[column] += 1
             else:
                 start(joint, found[row])
-    return np.array(list(people.values()), dtype=np.float32)
+    return np.array(people, np.float32).reshape(-1, len(candidates), candidates[0].shape[1])
 
 
-def _quarter(heatmap: Array, y: int, x: int) -> tuple[float, float]:
-    """The centre of pixel (x, y), moved a quarter pixel towards the higher neighbour on each axis."""
-    height, width = heatmap.shape
-    right = heatmap[y, min(x + 1, width - 1)] > heatmap[y, max(x - 1, 0)]
-    down = heatmap[min(y + 1, height - 1), x] > heatmap[max(y - 1, 0), x]
-    return x + (0.75 if right else 0.25), y + (0.75 if down else 0.25)
+def _quarter(maps: Enlarged, joints: Indices, ys: Indices, xs: Indices) -> Array:
+    """The centres (N, 2) of N pixels as x, y, moved a quarter pixel towards the higher neighbour on each axis."""
+    height, width = maps.shape
+    right = maps.at(joints, ys, _within(xs + 1, width)) > maps.at(joints, ys, _within(xs - 1, width))
+    down = maps.at(joints, _within(ys + 1, height), xs) > maps.at(joints, _within(ys - 1, height), xs)
+    return np.stack([xs + np.where(right, 0.75, 0.25), ys + np.where(down, 0.75, 0.25)], axis=1)
 
 
-def _adjust(people: Array, heatmaps: Array) -> None:
-    for person, joint in np.argwhere(people[:, :, 2] > 0):
-        x, y = people[person, joint, :2].astype(int)
-        people[person, joint, :2] = _quarter(heatmaps[joint], y, x)
+def _refine(people: Array, maps: Enlarged, tag_map: TagMap) -> None:
+    """Fill in the joints that people lack, in place: the pixel with the largest value - round(tag distance)."""
+    found, joints = np.nonzero(people[:, :, 2] > 0)
+    xs, ys = people[found, joints, :2].astype(np.intp).T
+    sums = np.zeros((len(people), tag_map.depth), np.float32)
+    np.add.at(sums, found, tag_map.at(joints, ys, xs))
+    means: Array = sums / np.bincount(found, minlength=len(people)).astype(np.float32)[:, None]
+
+    lacking, joints = np.nonzero(people[:, :, 2] == 0)
+    ys, xs = best_fits(maps, tag_map, joints, means[lacking])
+    values = maps.at(joints, ys, xs)
+    there = values > 0
+    places = _quarter(maps, joints, ys, xs)
+    people[lacking[there], joints[there], :3] = np.column_stack([places, values])[there]
 
 
-BLOCK = 16
+def best_fits(maps: Enlarged, tag_map: TagMap, joints: Indices, tags: Array) -> tuple[Indices, Indices]:
+    """For N joints (N,) and tags (N, D): argmax of ``heatmap - round(|tags - tag|)``, without looking at every pixel.
 
+    No pixel of a block can exceed the block's largest heatmap value less the distance to the block's nearest tag.
+    So for all N at once the most promising block is looked at, then the next one, until none that is left can win.
 
-def _block_maxima(heatmap: Array) -> Array:
-    """The largest value in each 16 x 16 block: (ceil(H / 16), ceil(W / 16))."""
-    height, width = heatmap.shape
-    rows = np.maximum.reduceat(heatmap, np.arange(0, height, BLOCK), axis=0)
-    return np.maximum.reduceat(rows, np.arange(0, width, BLOCK), axis=1)
-
-
-def _refine(person: Array, heatmaps: Array, tag_map: TagMap, bounds: list[Array]) -> None:
-    """Fill in the joints that a person lacks, in place: the pixel with the largest value - round(tag distance)."""
-    present = np.flatnonzero(person[:, 2] > 0)
-    tags = [tag_map.at(joint, *person[joint, 1::-1].astype(np.intp)[:, None])[0] for joint in present]
-    mean = np.mean(tags, axis=0)
-    for joint in np.flatnonzero(person[:, 2] == 0):
-        y, x = _best_fit(heatmaps[joint], tag_map, int(joint), mean, bounds[joint])
-        value = heatmaps[joint, y, x]
-        if value > 0:
-            person[joint, :3] = (*_quarter(heatmaps[joint], y, x), value)
-
-
-def _best_fit(heatmap: Array, tag_map: TagMap, joint: int, tag: Array, bounds: Array) -> tuple[int, int]:
-    """argmax of ``heatmap - round(|tags - tag|)``, exactly, without looking at every pixel.
-
-    The tag term only lowers a pixel, so no pixel of a block exceeds the block's largest heatmap value: blocks are
-    looked at from the highest on, in growing portions, until none that is left can win.
+    Returns:
+        the rows and columns, (N,) each
     """
-    height, width = heatmap.shape
-    ranked = np.argsort(-bounds, axis=None)
-    limits = bounds.ravel()[ranked]
-    best, place, start, portion = -np.inf, (0, 0), 0, 8
-    while start < len(ranked) and limits[start] > best:
-        rows, columns = np.divmod(ranked[start : start + portion], bounds.shape[1])
-        ys = (rows[:, None, None] * BLOCK + np.arange(BLOCK)[:, None]).clip(max=height - 1)
-        xs = (columns[:, None, None] * BLOCK + np.arange(BLOCK)).clip(max=width - 1)
-        ys, xs = (axis.ravel() for axis in np.broadcast_arrays(ys, xs))
-        distance = np.sqrt(((tag_map.at(joint, ys, xs) - tag) ** 2).sum(axis=1))
-        fit = heatmap[ys, xs] - np.round(distance)
-        winner = int(fit.argmax())
-        if fit[winner] > best:
-            best, place = float(fit[winner]), (int(ys[winner]), int(xs[winner]))
-        start, portion = start + portion, portion * 4
-    return place
+    low, high = tag_map.block_bounds(joints)
+    gap = np.maximum(np.maximum(low - tags, tags - high), 0)  # rows, columns, N, D
+    distance = np.sqrt((gap**2).sum(axis=-1))
+    limits = maps.block_bounds(np.maximum)[..., joints] - np.round(distance - 1e-4)  # 1e-4: rounding of float32
+    columns = limits.shape[1]
+    limits = np.ascontiguousarray(limits.reshape(-1, len(joints)).T)  # N, blocks
 
-
-def enlarge(heatmaps: Array, shape: tuple[int, int]) -> Array:
-    """Heatmaps (K, h, w) -> (K, H, W), bilinear, ``align_corners=False``, on the CPU."""
-    size = (shape[1], shape[0])
-    enlarged = np.empty((len(heatmaps), *shape), np.float32)
-    for heatmap, target in zip(heatmaps, enlarged, strict=True):
-        cv2.resize(heatmap, size, dst=target, interpolation=cv2.INTER_LINEAR)
-    return enlarged
+    best = np.full(len(joints), -np.inf, np.float32)
+    ys, xs = np.zeros((2, len(joints)), np.intp)
+    left = np.arange(len(joints))
+    while True:
+        block = limits[left].argmax(axis=1)
+        promising = limits[left, block] > best[left]
+        left, block = left[promising], block[promising]
+        if not len(left):
+            return _within(ys, maps.shape[0]), _within(xs, maps.shape[1])
+        limits[left, block] = -np.inf
+        y, x = _block_pixels(*np.divmod(block, columns))
+        joint = joints[left, None, None]
+        distance = np.sqrt(((tag_map.at(joint, y, x) - tags[left, None, None]) ** 2).sum(axis=-1))
+        fit = (maps.at(joint, y, x) - np.round(distance)).reshape(len(left), -1)
+        winner = fit.argmax(axis=1)
+        highest = fit[np.arange(len(left)), winner]
+        better = highest > best[left]
+        improved, winner = left[better], winner[better]
+        best[improved] = highest[better]
+        ys[improved], xs[improved] = y[better, winner // BLOCK, 0], x[better, 0, winner % BLOCK]

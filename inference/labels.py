@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .geometry import Warp
-from .grouping import People, enlarge, group
+from .grouping import People, group
 from .joints import JointSet
 from .map_files import MapWriter
 from .maps import ImageMaps, make_maps
@@ -91,9 +91,9 @@ class Labeller:
         return {**heatmaps, **values, "confidence": seen.maps.confidence, "status": DONE}
 
     def _people(self, heatmaps: NDArray, tags: NDArray, enlarged: NDArray | None) -> People:
-        if enlarged is None:
-            enlarged = enlarge(heatmaps, (2 * heatmaps.shape[1], 2 * heatmaps.shape[2]))
-        return group(enlarged, tags, self.joint_set.grouping_order)
+        shape = (2 * heatmaps.shape[1], 2 * heatmaps.shape[2])  # of the network input
+        aggregate = heatmaps if enlarged is None else enlarged
+        return group(aggregate, tags, self.joint_set.grouping_order, shape=shape)
 
 
 def memory_heatmap(values: NDArray) -> fo.Heatmap:
