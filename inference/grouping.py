@@ -87,8 +87,7 @@ class Enlarged:
         right, bottom = right.take(xs), bottom.take(ys) + channels
         fx, fy = fx.take(xs), fy.take(ys)
         upper, lower = (flat.take(row + left) * (1 - fx) + flat.take(row + right) * fx for row in (top, bottom))
-        values: Array = upper * (1 - fy) + lower * fy
-        return values
+        return upper * (1 - fy) + lower * fy  # type: ignore[return-value]
 
     def block_bounds(self, extreme: np.ufunc) -> Array:
         """Minimum or maximum of each block of the enlarged maps, or a bound of it: (rows, columns, C)."""

@@ -121,14 +121,15 @@ class Predictor:
             raise ValueError("The images of a batch must have network inputs of one shape.")
         per_scale = []
         for index in range(len(self.scales)):
-            images = self._upload([image.inputs[index] for image in batch])
+            images = self.upload([image.inputs[index] for image in batch])
             outputs = self.network(images)
             mirrored = self.network(images.flip(3)) if self.flip_test else None
             per_scale.append(merge_stages(outputs, mirrored, self._flip))
         width, height = batch[0].warp.input_wh
         return merge_scales(per_scale, self.base, (height, width))
 
-    def _upload(self, inputs: list[NDArray[np.uint8]]) -> Tensor:
+    def upload(self, inputs: list[NDArray[np.uint8]]) -> Tensor:
+        """Inputs of one size, (h, w, 3) uint8 RGB, as the network takes them: (B, 3, h, w) on the device."""
         images = torch.from_numpy(np.stack(inputs))
         if self.device.type == "cuda":
             images = images.pin_memory().to(self.device, non_blocking=True)
@@ -211,7 +212,9 @@ def best_precision(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         fast = torch.cuda.get_device_capability(device)[0] >= 8
     else:
-        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        # torch has no public name for it; without the name, float32 is right if slower
+        supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+        fast = device.type == "cpu" and supported()
     return torch.bfloat16 if fast else torch.float32
 
 
