@@ -86,7 +86,6 @@ class _Outcome:
 
     filepath: str
     problem: str | None
-    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -316,18 +315,18 @@ class _Stages:
         """Yields after each batch that was written."""
         readers = ThreadPoolExecutor(self.num_readers, "read")
         writers = ThreadPoolExecutor(self.num_writers, "write")
-        writing: deque[Future[list[_Outcome]]] = deque()
+        writing: deque[Future[tuple[list[_Outcome], float]]] = deque()
         try:
             for batch in self._batches(todo, readers):
                 for items, seen in self._infer(batch):
-                    writing.append(writers.submit(self._write, items, seen))
+                    writing.append(writers.submit(self._write, items, seen, self._take_failures()))
                 while len(writing) > self.num_writers or (writing and writing[0].done()):
-                    self._note(writing.popleft().result())
+                    self._note(*writing.popleft().result())
                     yield
             while writing:
-                self._note(writing.popleft().result())
+                self._note(*writing.popleft().result())
                 yield
-            self._note(self._write_failures())
+            self._note(*self._write([], [], self._take_failures()))
             yield
         finally:
             readers.shutdown(wait=True, cancel_futures=True)
@@ -336,8 +335,9 @@ class _Stages:
     # --- read
 
     def _batches(self, todo: fo.DatasetView, readers: ThreadPoolExecutor) -> Iterator[list[_Item]]:
-        """Images of one shape, at most ``batch_size`` of them; at most 4 * ``batch_size`` wait anywhere."""
-        samples = pages(todo)
+        """Images of one shape, up to ``batch_size``, at times none; at most 4 * ``batch_size`` wait anywhere."""
+        # Never more than was counted: a view that filters by what the run writes changes while it is read.
+        samples = itertools.islice(pages(todo), self.state.total)
         reading: deque[tuple[str, str, Future[tuple[PreparedImage, float]]]] = deque()
         waiting: dict[tuple, list[_Item]] = {}  # the oldest shape first
         while True:
@@ -351,6 +351,8 @@ class _Stages:
                 image, seconds = future.result()
             except Exception as error:
                 self._failed.append((sample_id, filepath, str(error)))
+                if len(self._failed) == MAX_LISTED:
+                    yield []  # nothing to infer, but failures to write
                 continue
             self.state.busy["read"] += seconds
             if image.warp.reduced and len(self.state.warnings) < MAX_LISTED:
@@ -371,13 +373,17 @@ class _Stages:
 
     def _infer(self, items: list[_Item]) -> Iterator[tuple[list[_Item], list[labels.Seen]]]:
         """Run a batch; where it fails (out of memory, say), run its halves, down to the image that cannot be run."""
+        if not items:
+            yield [], []
+            return
         started = time.perf_counter()
         try:
             images = [item.image for item in items]
             seen = labels.see(self.predictor, self.settings, images, bool(self.labeller.joints))
         except RuntimeError as error:
             if len(items) == 1:
-                self._failed.append((items[0].sample_id, items[0].filepath, f"The network failed on it: {error}"))
+                reason = f"The network failed on it: {str(error).splitlines()[0]}"
+                self._failed.append((items[0].sample_id, items[0].filepath, reason))
                 return
             if self.predictor.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -391,10 +397,13 @@ class _Stages:
 
     # --- write
 
-    def _write(self, items: list[_Item], seen: list[labels.Seen]) -> list[_Outcome]:
-        """Files first, then one bulk write. Runs in a writer thread."""
+    def _write(
+        self, items: list[_Item], seen: list[labels.Seen], failed: list[tuple[str, str, str]]
+    ) -> tuple[list[_Outcome], float]:
+        """Files first, then one bulk write, also of samples that failed before. Runs in a writer thread."""
         started = time.perf_counter()
-        outcomes, updates = self._failures_so_far()
+        outcomes = [_Outcome(filepath, reason) for _, filepath, reason in failed]
+        updates = [self._update(sample_id, self._nothing(sample_id, reason)) for sample_id, _, reason in failed]
         for item, image in zip(items, seen, strict=True):
             try:
                 values = _documents(self.labeller.labels(image, item.sample_id))
@@ -417,8 +426,7 @@ class _Stages:
             outcomes.append(_Outcome(item.filepath, problem))
             updates.append(self._update(item.sample_id, values))
         bulk_write(self.dataset, updates)
-        seconds = time.perf_counter() - started
-        return [replace(outcomes[0], seconds=seconds), *outcomes[1:]]
+        return outcomes, time.perf_counter() - started
 
     def _nothing(self, sample_id: str, problem: str) -> dict[str, Any]:
         """A sample that failed has none of the run's labels, and no files."""
@@ -435,20 +443,14 @@ class _Stages:
             {"$set": {**cleared, **written, "last_modified_at": datetime.now(UTC)}},
         )
 
-    def _failures_so_far(self) -> tuple[list[_Outcome], list[UpdateOne]]:
+    def _take_failures(self) -> list[tuple[str, str, str]]:
         failed, self._failed = self._failed, []
-        outcomes = [_Outcome(filepath, problem) for _, filepath, problem in failed]
-        return outcomes, [self._update(sample_id, self._nothing(sample_id, why)) for sample_id, _, why in failed]
+        return failed
 
-    def _write_failures(self) -> list[_Outcome]:
-        outcomes, updates = self._failures_so_far()
-        bulk_write(self.dataset, updates)
-        return outcomes
-
-    def _note(self, outcomes: list[_Outcome]) -> None:
+    def _note(self, outcomes: list[_Outcome], seconds: float) -> None:
         state = self.state
+        state.busy["write"] += seconds
         for outcome in outcomes:
-            state.busy["write"] += outcome.seconds
             if outcome.problem is None:
                 state.done += 1
                 continue
