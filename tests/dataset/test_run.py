@@ -1,0 +1,440 @@
+"""What a run adds to a dataset, and what happens when it runs again."""
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import fiftyone as fo
+import numpy as np
+import pytest
+
+from inference import checkpoints, pipeline, runs
+from inference.joints import COCO
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+MAPS = ("max", *COCO.joints)
+
+
+def run(view: fo.core.collections.SampleCollection, maps_dir: Path | None, **options: object) -> pipeline.Progress:
+    """A run with an input of 64 pixels and without single joints, where a test does not ask for others."""
+    choices = {name: options.pop(name) for name in ("skip_existing", "existing") if name in options}
+    settings = {"maps_dir": maps_dir and str(maps_dir), "input_size": 64, "maps": ("max",), **options}
+    return pipeline.run(view, pipeline.Settings(**settings), progress=False, **choices)
+
+
+def run_in_process(code: str, *arguments: object, **options: object) -> subprocess.CompletedProcess:
+    """Run Python code that ends in its own way, with `sys.argv[1:]` the arguments."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [*options.pop("before", ()), sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+
+
+def read(path: str) -> np.ndarray:
+    return cv2.imread(path, cv2.IMREAD_UNCHANGED)
+
+
+def files_in(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def photos_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[fo.Dataset, Path]]:
+    """Six photos with all maps at an input of 128 pixels, and the folder of the maps. Read only."""
+    made = fo.Dataset(f"test-{uuid.uuid4().hex[:12]}", persistent=True)
+    made.add_samples([fo.Sample(filepath=str(path)) for path in sorted(photos.iterdir())], progress=False)
+    maps_dir = tmp_path_factory.mktemp("maps")
+    run(made, maps_dir, maps=("max", "joints"), input_size=128)
+    yield made, maps_dir
+    made.delete()
+
+
+# --- fields and maps
+
+
+def test_a_run_adds_18_maps_people_confidence_and_status(photos_run: tuple[fo.Dataset, Path]):
+    made, _ = photos_run
+    schema = made.get_field_schema()
+    heatmaps = made.get_field_schema(ftype=fo.EmbeddedDocumentField, embedded_doc_type=fo.Heatmap)
+    assert set(heatmaps) == {f"pose_{name}" for name in MAPS}
+    assert len(heatmaps) == 18
+    assert schema["pose_keypoints"].document_type is fo.Keypoints
+    others = {"pose_confidence": fo.FloatField, "pose_num_people": fo.IntField, "pose_status": fo.StringField}
+    assert {name: type(schema[name]) for name in others} == others
+
+    assert made.values("pose_status") == ["done"] * 6
+    people = [len(found) for found in made.values("pose_keypoints.keypoints")]
+    assert people == made.values("pose_num_people")
+    assert sum(people) > 0
+    confidences = made.values("pose_confidence")
+    assert all(0 < confidence < 1.5 for confidence in confidences)
+    assert max(confidences) == confidences[0], "the astronaut is the clearest person"
+
+
+def test_map_files_lie_in_a_folder_per_sample(photos_run: tuple[fo.Dataset, Path]):
+    made, maps_dir = photos_run
+    run_id = runs.read_record(made, "pose").run_id
+    for sample in made:
+        for name in MAPS:
+            heatmap = sample[f"pose_{name}"]
+            assert heatmap.map_path == str(maps_dir / run_id / sample.id[-2:] / sample.id / f"{name}.png")
+            assert heatmap.map is None
+            assert heatmap.range is None
+            assert read(heatmap.map_path).dtype == np.uint8
+    assert len(files_in(maps_dir)) == 6 * 18
+    # the astronaut is square; the motorcycle is a landscape photo, 741 x 500
+    assert read(made.first().pose_max.map_path).shape == (64, 64)
+    assert read(made.match(fo.ViewField("filepath").ends_with("motorcycle.jpg")).first().pose_max.map_path).shape == (
+        64,
+        95,
+    )
+
+
+def test_the_maximum_is_the_maximum_of_the_joints(photos_run: tuple[fo.Dataset, Path]):
+    made, _ = photos_run
+    for sample in made:
+        joints = np.stack([read(sample[f"pose_{joint}"].map_path) for joint in COCO.joints])
+        maximum = read(sample.pose_max.map_path).astype(int)
+        assert np.abs(maximum - joints.max(axis=0)).max() <= 1
+
+
+def test_confidence_is_the_peak_of_the_maps_before_they_are_rounded(
+    photos_run: tuple[fo.Dataset, Path], dataset: Callable, photos: Path
+):
+    made, _ = photos_run
+    exact = dataset(photos)
+    run(exact, None, storage="memory", dtype="float32", floor=0, input_size=128)
+    for sample, same in zip(made, exact, strict=True):
+        assert same.pose_max.range == [0, 1]
+        assert same.pose_max.map.dtype == np.float32
+        assert same.pose_max.map.min() >= 0
+        assert same.pose_max.map.max() == pytest.approx(min(1, sample.pose_confidence), abs=1e-6)
+        expected = np.rint(255 * np.where(same.pose_max.map < 0.02, 0, same.pose_max.map))
+        np.testing.assert_array_equal(read(sample.pose_max.map_path), expected)
+
+
+def test_maps_in_memory_equal_those_in_files(photos_run: tuple[fo.Dataset, Path], dataset: Callable, photos: Path):
+    made, _ = photos_run
+    other = dataset(photos)
+    run(other, None, storage="memory", maps=("max", "left_eye"), input_size=128)
+    assert [name for name in other.get_field_schema() if name.startswith("pose_left")] == ["pose_left_eye"]
+    for sample, same in zip(made, other, strict=True):
+        for name in ("pose_max", "pose_left_eye"):
+            assert same[name].range == [0, 255]
+            np.testing.assert_array_equal(same[name].map, read(sample[name].map_path))
+
+
+def test_image_resolution_gives_maps_of_the_images_size(dataset: Callable, photos: Path, tmp_path: Path):
+    made = dataset([photos / "motorcycle.jpg"])
+    run(made, tmp_path, resolution="image")
+    photo = cv2.imread(made.first().filepath)
+    assert read(made.first().pose_max.map_path).shape == photo.shape[:2]
+
+
+def test_the_floor_blanks_what_is_below_it(photos_run: tuple[fo.Dataset, Path], dataset: Callable, photos: Path):
+    made, _ = photos_run
+    low = np.concatenate([read(path).ravel() for path in made.values("pose_max.map_path")])
+    assert set(np.unique(low)) & set(range(1, 5)) == set()
+    assert (low == 5).any()
+    high = dataset(photos)
+    run(high, None, storage="memory", floor=0.2, input_size=128)
+    values = np.concatenate([heatmap.ravel() for heatmap in high.values("pose_max.map")])
+    assert set(np.unique(values)) & set(range(1, 51)) == set()
+    assert values.max() == low.max()
+
+
+def test_maps_beyond_16_megabytes_are_refused_for_that_sample_alone(dataset: Callable, photos: Path, tmp_path: Path):
+    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "large.png"), noise)
+    cv2.imwrite(str(tmp_path / "small.png"), noise[:64, :64])
+    made = dataset([tmp_path / "large.png", tmp_path / "small.png"])
+    maps = ("max", "joints")
+    state = run(made, None, storage="memory", maps=maps, dtype="float32", floor=0, resolution="image")
+    large, small = made
+    assert (state.done, state.failed) == (1, 1)
+    assert "16 MB" in large.pose_status
+    assert "storage='files'" in large.pose_status
+    assert large.pose_max is None
+    assert large.pose_confidence is None
+    assert small.pose_status == "done"
+    assert small.pose_max.map.shape == (64, 64)
+
+
+# --- what the App shows
+
+
+def test_colours_skeleton_and_the_maximum_switched_on(photos_run: tuple[fo.Dataset, Path]):
+    made, _ = photos_run
+    scheme = made.app_config.color_scheme
+    assert scheme.color_by == "field"
+    colors = {entry["path"]: entry["fieldColor"] for entry in scheme.fields}
+    assert set(colors) == {f"pose_{name}" for name in MAPS}
+    assert len(set(colors.values())) == 18
+    active = made.app_config.active_fields
+    assert not active.exclude
+    assert {path for path in active.paths if path.startswith("pose_")} >= {"pose_max", "pose_keypoints"}
+    assert not {f"pose_{joint}" for joint in COCO.joints} & set(active.paths)
+    skeleton = made.skeletons["pose_keypoints"]
+    assert skeleton.labels == list(COCO.joints)
+    assert [15, 13] in skeleton.edges
+
+
+def test_choices_that_people_made_for_other_fields_stay(dataset: Callable, photos: Path, tmp_path: Path):
+    made = dataset([photos / "rocket.jpg"])
+    for name in ("depth", "saliency"):
+        made.add_sample_field(name, fo.EmbeddedDocumentField, embedded_doc_type=fo.Heatmap)
+    made.app_config.color_scheme = fo.ColorScheme(
+        color_by="value", fields=[{"path": "depth", "fieldColor": "#123456"}], opacity=0.4
+    )
+    made.app_config.active_fields = fo.DatasetAppConfig.default_active_fields(made)
+    made.app_config.active_fields.paths = ["depth"]
+    made.skeletons = {"hands": fo.KeypointSkeleton(labels=["thumb", "wrist"], edges=[[0, 1]])}
+    made.save()
+
+    run(made, tmp_path)
+
+    scheme = made.app_config.color_scheme
+    assert (scheme.color_by, scheme.opacity) == ("value", 0.4)
+    assert {"path": "depth", "fieldColor": "#123456"} in scheme.fields
+    assert set(made.app_config.active_fields.paths) == {"depth", "pose_max", "pose_keypoints"}
+    assert set(made.skeletons) == {"hands", "pose_keypoints"}
+
+
+# --- the record
+
+
+def test_the_record_says_how_the_maps_were_made(photos_run: tuple[fo.Dataset, Path]):
+    made, maps_dir = photos_run
+    record = runs.read_record(made, "pose")
+    entry = checkpoints.find_model("higherhrnet-lite-coco")
+    assert record.dataset_id == str(made._doc.id)
+    assert (maps_dir / record.run_id).is_dir()
+    assert set(record.fields) == {name for name in made.get_field_schema() if name.startswith("pose_")}
+    assert record.joints == COCO.joints
+    assert record.settings["sha256"] == checkpoints.file_sha256(checkpoints.weights_path(entry))
+    expected = {"model": entry.name, "input_size": 128, "floor": 0.02, "flip": False, "storage": "files"}
+    assert {name: record.settings[name] for name in expected} == expected
+    assert record.settings["maps"] == list(MAPS)
+    assert record.versions["fiftyone"] == fo.__version__
+    assert not record.adopted
+    assert runs.counts(made, "pose") == (6, 0)
+
+
+# --- before anything is written
+
+
+def assert_untouched(made: fo.Dataset, *fields: str) -> None:
+    made.reload()
+    assert [name for name in made.get_field_schema() if name.startswith("pose")] == list(fields)
+    assert made.list_runs() == []
+    assert made.app_config.color_scheme is None
+
+
+def test_a_field_of_another_type_is_refused_before_anything_is_written(dataset: Callable, photos: Path, tmp_path: Path):
+    made = dataset(photos)
+    made.add_sample_field("pose_left_wrist", fo.StringField)
+    with pytest.raises(ValueError, match=r"'pose_left_wrist' of type StringField.*another label field"):
+        run(made, tmp_path / "maps", maps=("max", "joints"))
+    assert_untouched(made, "pose_left_wrist")
+    assert not (tmp_path / "maps").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_written(
+    dataset: Callable, photos: Path, tmp_path: Path
+):
+    made = dataset(photos)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"is a file\. Choose another folder"):
+        run(made, tmp_path / "file" / "maps")
+    assert_untouched(made)
+
+
+@pytest.mark.parametrize("label_field", ["1pose", "my pose", "pose.max", "_pose", ""])
+def test_label_fields_that_cannot_be_field_names_are_refused(label_field: str):
+    with pytest.raises(ValueError, match="cannot be a label field"):
+        pipeline.Settings(label_field=label_field)
+
+
+# --- while it runs
+
+
+def test_a_full_disk_stops_the_run_and_the_rest_follows_later(dataset: Callable, photos: Path, tmp_path: Path):
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs `unshare -rm` for a small disk of its own")
+    made = dataset([photos / name for name in ("astronaut.jpg", "camera.png")] * 40)
+    script = (
+        'mount -t tmpfs -o size=600k tmpfs "$0" && "$@"; code=$?; '
+        'find "$0" -name "*.png" | wc -l; du -s "$0"/*/.partial; exit $code'
+    )
+    code = (
+        "import sys, fiftyone as fo; from inference import pipeline\n"
+        "settings = pipeline.Settings(maps_dir=sys.argv[2], input_size=64)\n"
+        "pipeline.run(fo.load_dataset(sys.argv[1]), settings, progress=False)"
+    )
+    folder = tmp_path / "small"
+    folder.mkdir()
+    ended = run_in_process(code, made.name, folder, before=("unshare", "-rm", "sh", "-c", script, folder))
+
+    assert ended.returncode == 1
+    assert "Make room and run again: finished samples are kept" in ended.stderr
+    made.reload()
+    statuses = made.count_values("pose_status")
+    assert set(statuses) == {"done", None}
+    assert int(ended.stdout.split()[0]) >= 18 * statuses["done"] > 0
+
+    # with room again, but without the files of the small disk, which ended with the process
+    assert run(made, folder, maps=("max", "joints")).skipped == statuses["done"]
+    assert made.count_values("pose_status") == {"done": 80}
+
+
+def test_samples_that_a_run_changed_have_a_new_modification_time(dataset: Callable, photos: Path, tmp_path: Path):
+    made = dataset(photos)
+    before = made.values("last_modified_at")
+    run(made.limit(2), tmp_path)
+    assert [new > old for new, old in zip(made.values("last_modified_at"), before, strict=True)] == [True] * 2 + [
+        False
+    ] * 4
+
+
+def test_memory_does_not_grow_with_the_dataset(dataset: Callable, tmp_path: Path):
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "tiny.png"), image)
+    made = dataset([tmp_path / "tiny.png"] * 600)
+    settings = pipeline.Settings(maps_dir=str(tmp_path / "maps"), input_size=64)
+    resident = {}
+    for state in pipeline.process(made, settings):
+        if state.done >= 200 * (len(resident) + 1):
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            resident[state.done] = pages * os.sysconf("SC_PAGESIZE") / 2**20
+    assert len(resident) == 3
+    first, _, last = resident.values()
+    assert last - first < 20, f"megabytes after so many images: {resident}"
+
+
+# --- again
+
+
+def test_a_second_run_skips_what_is_done_and_tries_again_what_failed(dataset: Callable, photos: Path, tmp_path: Path):
+    made = dataset([photos / "camera.png", photos / "rocket.jpg", tmp_path / "later.jpg"])
+    first = run(made, tmp_path / "maps")
+    assert (first.done, first.failed, first.skipped) == (2, 1, 0)
+    times = {path: path.stat().st_mtime_ns for path in files_in(tmp_path / "maps")}
+
+    (tmp_path / "later.jpg").write_bytes((photos / "chelsea.jpg").read_bytes())
+    second = run(made, tmp_path / "maps")
+    assert (second.done, second.failed, second.skipped) == (1, 0, 2)
+    assert made.values("pose_status") == ["done"] * 3
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert len(files_in(tmp_path / "maps")) == 3
+
+    third = run(made, tmp_path / "maps", skip_existing=False)
+    assert (third.done, third.skipped) == (3, 0)
+    assert len(files_in(tmp_path / "maps")) == 3
+    assert all(path.stat().st_mtime_ns > time for path, time in times.items())
+
+
+def test_other_settings_are_refused_by_name(photos_run: tuple[fo.Dataset, Path]):
+    made, maps_dir = photos_run
+    before = files_in(maps_dir)
+    with pytest.raises(ValueError, match=r"floor \(was 0.02, now 0.1\); input_size \(was 128, now 192\).*existing="):
+        run(made, maps_dir, maps=("max", "joints"), input_size=192, floor=0.1)
+    with pytest.raises(ValueError, match="'append'"):
+        run(made, maps_dir, existing="overwrite")
+    assert files_in(maps_dir) == before
+    assert runs.counts(made, "pose") == (6, 0)
+
+
+def test_append_leaves_what_is_done_and_does_the_rest_with_the_new_settings(
+    dataset: Callable, photos: Path, tmp_path: Path
+):
+    made = dataset([photos / "astronaut.jpg"] * 2)
+    run(made.limit(1), tmp_path)
+    assert made.values("pose_status") == ["done", None], "a run on a view touches the view's samples only"
+    run(made, tmp_path, input_size=128, existing="append")
+    one, two = (read(path).shape for path in made.values("pose_max.map_path"))
+    assert (one, two) == ((32, 32), (64, 64))
+    assert len(files_in(tmp_path)) == 2
+
+
+def test_replace_makes_all_maps_anew_and_deletes_the_old_ones(dataset: Callable, photos: Path, tmp_path: Path):
+    made = dataset([photos / "astronaut.jpg", photos / "rocket.jpg"])
+    run(made, tmp_path, maps=("max", "nose"))
+    old = tmp_path / runs.read_record(made, "pose").run_id
+    (old / "notes.txt").write_text("not the run's")
+
+    run(made, tmp_path, input_size=128, existing="replace")
+
+    record = runs.read_record(made, "pose")
+    assert not made.has_field("pose_nose")
+    assert "pose_nose" not in record.fields
+    assert record.previous == ()
+    assert files_in(tmp_path) == {*map(Path, made.values("pose_max.map_path")), old / "notes.txt"}
+    assert [read(path).shape[0] for path in made.values("pose_max.map_path")] == [64, 64]
+    assert run(made, tmp_path, input_size=128, existing="replace").skipped == 2, "the same settings: nothing to replace"
+
+
+def test_replace_on_a_view_keeps_the_other_samples_maps(dataset: Callable, photos: Path, tmp_path: Path):
+    made = dataset([photos / "astronaut.jpg"] * 2)
+    run(made, tmp_path)
+    kept = made.values("pose_max.map_path")[1]
+    run(made.limit(1), tmp_path, input_size=128, existing="replace")
+    assert made.values("pose_max.map_path")[1] == kept
+    assert read(kept).shape == (32, 32)
+    assert made.values("pose_status") == ["done", None]
+    run(made, tmp_path, input_size=128)
+    assert [read(path).shape for path in made.values("pose_max.map_path")] == [(64, 64)] * 2
+    assert len(files_in(tmp_path)) == 2
+
+
+def test_a_replacement_that_is_killed_leaves_every_sample_with_maps_and_is_finished_later(
+    dataset: Callable, photos: Path, tmp_path: Path
+):
+    made = dataset([photos / "astronaut.jpg"] * 12)
+    run(made, tmp_path, maps=("max", "nose"))
+    old = runs.read_record(made, "pose").run_id
+    code = (
+        "import os, signal, sys, fiftyone as fo; from inference import pipeline\n"
+        "made = fo.load_dataset(sys.argv[1])\n"
+        "settings = pipeline.Settings(maps_dir=sys.argv[2], input_size=64, maps=('max', 'nose'), floor=0.1)\n"
+        "for state in pipeline.process(made, settings, existing='replace'):\n"
+        "    if state.done >= 4:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert run_in_process(code, made.name, tmp_path).returncode == -signal.SIGKILL
+
+    made.reload()
+    assert 0 < runs.counts(made, "pose")[0] < 12
+    for name in ("pose_max", "pose_nose"):
+        assert all(Path(path).is_file() for path in made.values(f"{name}.map_path"))
+    for one, other in zip(made.values("pose_max.map_path"), made.values("pose_nose.map_path"), strict=True):
+        assert Path(one).parent == Path(other).parent, "the maps of a sample are of one run"
+    assert (tmp_path / old).is_dir()
+
+    state = run(made, tmp_path, maps=("max", "nose"), floor=0.1)
+    assert state.skipped > 0
+    assert made.count_values("pose_status") == {"done": 12}
+    referred = {Path(path) for name in ("max", "nose") for path in made.values(f"pose_{name}.map_path")}
+    assert files_in(tmp_path) == referred
+    assert not (tmp_path / old).exists()
+
+
+def test_a_clone_is_run_on_only_when_asked_to_replace_and_the_originals_maps_stay(
+    dataset: Callable, photos: Path, tmp_path: Path
+):
+    made = dataset([photos / "astronaut.jpg"])
+    run(made, tmp_path)
+    files = files_in(tmp_path)
+    clone = made.clone(f"{made.name}-clone", persistent=True)
+    try:
+        with pytest.raises(ValueError, match="a clone of"):
+            run(clone, tmp_path)
+        run(clone, tmp_path, existing="replace")
+        assert clone.first().pose_max.map_path != made.first().pose_max.map_path
+        assert files < files_in(tmp_path)
+        assert runs.read_record(clone, "pose").dataset_id != runs.read_record(made, "pose").dataset_id
+    finally:
+        clone.delete()
