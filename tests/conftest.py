@@ -5,7 +5,6 @@ running for this user, with the user's own datasets in it. Where FIFTYONE_DATABA
 a database of its own that is dropped at the end.
 """
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 import cv2
 import pytest
 
-from benchmarks.browser import free_port
+from benchmarks.database import start_mongod
 
 if TYPE_CHECKING:
     import fiftyone as fo
@@ -48,7 +47,11 @@ def pytest_configure(config: pytest.Config) -> None:
         FIFTYONE_ALLOW_LEGACY_ORCHESTRATORS="true",
     )
     if not os.environ.get("FIFTYONE_DATABASE_URI"):
-        config.stash[_mongod], os.environ["FIFTYONE_DATABASE_URI"] = _start_mongod(home / "database")
+        try:
+            config.stash[_mongod], port = start_mongod(home / "database")
+        except (FileNotFoundError, RuntimeError) as error:
+            raise pytest.UsageError(str(error)) from error
+        os.environ["FIFTYONE_DATABASE_URI"] = f"mongodb://127.0.0.1:{port}"
         os.environ["FIFTYONE_DATABASE_VALIDATION"] = "false"
 
 
@@ -63,26 +66,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
         pymongo.MongoClient(os.environ["FIFTYONE_DATABASE_URI"]).drop_database(os.environ["FIFTYONE_DATABASE_NAME"])
     shutil.rmtree(config.stash[_home], ignore_errors=True)
-
-
-def _start_mongod(folder: Path) -> tuple[subprocess.Popen, str]:
-    import pymongo
-
-    package = importlib.util.find_spec("fiftyone")  # found, not imported: that would start a database
-    if package is None or package.origin is None:
-        raise pytest.UsageError("FiftyOne is not installed in this Python: run `make install`, then `make test`.")
-    executable = Path(package.origin).parent / "db" / "bin" / "mongod"
-    if not executable.exists():
-        raise pytest.UsageError(
-            f"MongoDB is missing ({executable}): run `make install`, or set FIFTYONE_DATABASE_URI to a server of yours."
-        )
-    folder.mkdir()
-    uri = f"mongodb://127.0.0.1:{free_port()}"
-    command = [str(executable), "--dbpath", str(folder), "--bind_ip", "127.0.0.1", "--nounixsocket"]
-    with open(folder.parent / "mongod.log", "w") as log:
-        mongod = subprocess.Popen([*command, "--port", uri.rpartition(":")[2]], stdout=log, stderr=subprocess.STDOUT)
-    pymongo.MongoClient(uri, serverSelectionTimeoutMS=60_000).admin.command("ping")  # waits until it answers
-    return mongod, uri
 
 
 @pytest.fixture
