@@ -20,7 +20,7 @@ from fiftyone.core.odm import create_field
 from .joints import JOINT_SETS, JointSet
 from .map_files import delete_maps
 
-MAX_COLOR = "#ff3b30"
+MAX_COLOR = "#39ff14"  # stands out on skin, clothes, sky and grass alike, which red does not
 DONE = "done"
 SAMPLES_MEASURED = 50
 METHOD = "pose-heatmaps"  # tells this plugin's records from other FiftyOne runs
