@@ -117,7 +117,7 @@ class TagMap:
     """Tags at the resolution of the heatmaps.
 
     Args:
-        tags: (T, h, w, D) float32: T = K, or 1 where all joints share a tag; D tags per pixel (flips and scales)
+        tags: (T, h, w, D) float32: T = K, or 1 where all joints share a tag; D tags per pixel (1, or 2 with flip test)
         shape: (H, W) of the heatmaps
     """
 
@@ -127,16 +127,18 @@ class TagMap:
 
     def at(self, joints: Indices, ys: Indices, xs: Indices) -> Array:
         """Tags (…, D) of joints at pixels; the three are broadcast."""
-        return self._maps.at(self._channels(joints), ys[..., None], xs[..., None])
+        channels = self.own(joints)[..., None] * self.depth + np.arange(self.depth)
+        return self._maps.at(channels, ys[..., None], xs[..., None])
 
-    def block_bounds(self, joints: Indices) -> tuple[Array, Array]:
-        """Smallest and largest tags of N joints in each block: (rows, columns, N, D)."""
-        low, high = (self._maps.block_bounds(extreme) for extreme in (np.minimum, np.maximum))
-        return low[..., self._channels(joints)], high[..., self._channels(joints)]
+    def block_bounds(self) -> tuple[Array, Array]:
+        """Bounds of the tags in each block: smallest, largest; (blocks, T, D)."""
+        bounds = (self._maps.block_bounds(extreme) for extreme in (np.minimum, np.maximum))
+        low, high = (bound.reshape(-1, self.count, self.depth) for bound in bounds)
+        return low, high
 
-    def _channels(self, joints: Indices) -> Indices:
-        own = joints if self.count > 1 else joints * 0
-        return own[..., None] * self.depth + np.arange(self.depth)
+    def own(self, joints: Indices) -> Indices:
+        """Which of the T maps holds the tags of a joint."""
+        return joints if self.count > 1 else joints * 0
 
 
 def group(
@@ -274,30 +276,51 @@ def best_fits(maps: Enlarged, tag_map: TagMap, joints: Indices, tags: Array) -> 
     Returns:
         the rows and columns, (N,) each
     """
-    low, high = tag_map.block_bounds(joints)
-    gap = np.maximum(np.maximum(low - tags, tags - high), 0)  # rows, columns, N, D
-    distance = np.sqrt((gap**2).sum(axis=-1))
-    limits = maps.block_bounds(np.maximum)[..., joints] - np.round(distance - 1e-4)  # 1e-4: rounding of float32
-    columns = limits.shape[1]
-    limits = np.ascontiguousarray(limits.reshape(-1, len(joints)).T)  # N, blocks
+    highest = maps.block_bounds(np.maximum)  # rows, columns, K
+    columns = highest.shape[1]
+    highest = highest.reshape(-1, highest.shape[2]).T  # K, blocks
+    ranked = np.argsort(-highest, axis=1)
+    tag_bounds = tag_map.block_bounds()
 
     best = np.full(len(joints), -np.inf, np.float32)
     ys, xs = np.zeros((2, len(joints)), np.intp)
     left = np.arange(len(joints))
-    while True:
-        block = limits[left].argmax(axis=1)
-        promising = limits[left, block] > best[left]
-        left, block = left[promising], block[promising]
-        if not len(left):
-            return _within(ys, maps.shape[0]), _within(xs, maps.shape[1])
-        limits[left, block] = -np.inf
-        y, x = _block_pixels(*np.divmod(block, columns))
-        joint = joints[left, None, None]
-        distance = np.sqrt(((tag_map.at(joint, y, x) - tags[left, None, None]) ** 2).sum(axis=-1))
-        fit = (maps.at(joint, y, x) - np.round(distance)).reshape(len(left), -1)
-        winner = fit.argmax(axis=1)
-        highest = fit[np.arange(len(left)), winner]
-        better = highest > best[left]
-        improved, winner = left[better], winner[better]
-        best[improved] = highest[better]
-        ys[improved], xs[improved] = y[better, winner // BLOCK, 0], x[better, 0, winner % BLOCK]
+    start, stop = 0, 32
+    while len(left) and start < ranked.shape[1]:
+        # Among blocks with high heatmap values, the most promising one first, until none that is left can win.
+        blocks = ranked[joints[left], start:stop]
+        low, high = (bounds[blocks, tag_map.own(joints[left, None])] for bounds in tag_bounds)
+        wanted = tags[left, None]
+        gap = np.maximum(np.maximum(low - wanted, wanted - high), 0)  # N, blocks, D
+        distance = np.sqrt((gap**2).sum(axis=-1))
+        limits = highest[joints[left, None], blocks] - np.round(distance - 1e-4)  # 1e-4: rounding of float32
+        searched = np.arange(len(left))
+        while True:
+            pick = limits[searched].argmax(axis=1)
+            promising = limits[searched, pick] > best[left[searched]]
+            searched, pick = searched[promising], pick[promising]
+            if not len(searched):
+                break
+            limits[searched, pick] = -np.inf
+            index = left[searched]
+            y, x = _block_pixels(*np.divmod(blocks[searched, pick], columns))
+            fit, y, x = _best_in_block(maps, tag_map, joints[index], tags[index], y, x)
+            better = fit > best[index]
+            index = index[better]
+            best[index], ys[index], xs[index] = fit[better], y[better], x[better]
+        # The other blocks are lower than this one.
+        start, stop = stop, 4 * stop
+        if start < ranked.shape[1]:
+            left = left[highest[joints[left], ranked[joints[left], start]] > best[left]]
+    return _within(ys, maps.shape[0]), _within(xs, maps.shape[1])
+
+
+def _best_in_block(
+    maps: Enlarged, tag_map: TagMap, joints: Indices, tags: Array, ys: Indices, xs: Indices
+) -> tuple[Array, Indices, Indices]:
+    """The largest ``heatmap - round(|tags - tag|)`` in each of N blocks, and its row and column: (N,) each."""
+    joints = joints[:, None, None]
+    distance = np.sqrt(((tag_map.at(joints, ys, xs) - tags[:, None, None]) ** 2).sum(axis=-1))
+    fit = (maps.at(joints, ys, xs) - np.round(distance)).reshape(len(joints), -1)
+    each, winner = np.arange(len(joints)), fit.argmax(axis=1)
+    return fit[each, winner], ys[each, winner // BLOCK, 0], xs[each, 0, winner % BLOCK]
