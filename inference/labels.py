@@ -19,6 +19,11 @@ from .predictor import Predictor, PreparedImage
 from .runs import DONE
 from .settings import Settings, find_maps
 
+# The published grouping makes a group of every stray peak. A ranking by score, as in AP, does not mind; people who look
+# at skeletons do, and so does the App, which loads all of them with every page.
+MIN_PERSON_SCORE = 0.2
+DIGITS = 5  # of coordinates relative to the image and of heatmap values: a hundredth of a pixel, in half the bytes
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -93,7 +98,9 @@ class Labeller:
     def _people(self, heatmaps: NDArray, tags: NDArray, enlarged: NDArray | None) -> People:
         shape = (2 * heatmaps.shape[1], 2 * heatmaps.shape[2])  # of the network input
         aggregate = heatmaps if enlarged is None else enlarged
-        return group(aggregate, tags, self.joint_set.grouping_order, shape=shape)
+        groups = group(aggregate, tags, self.joint_set.grouping_order, shape=shape)
+        people = groups.scores >= MIN_PERSON_SCORE
+        return People(groups.joints[people], groups.tags[people], groups.scores[people])
 
 
 def memory_heatmap(values: NDArray) -> fo.Heatmap:
@@ -113,9 +120,10 @@ def keypoints(people: People, warp: Warp) -> fo.Keypoints:
     values = joints[:, :, 2]
     points[values <= 0] = np.nan
     values = np.where(values > 0, values, np.nan)
+    points, values = points.round(DIGITS), values.round(DIGITS)
     return fo.Keypoints(
         keypoints=[
-            fo.Keypoint(label="person", points=p.tolist(), confidence=v.tolist(), score=float(score))
+            fo.Keypoint(label="person", points=p.tolist(), confidence=v.tolist(), score=round(float(score), DIGITS))
             for p, v, score in zip(points, values, people.scores, strict=True)
         ]
     )
