@@ -130,6 +130,12 @@ class App:
             self.page.locator(f'[data-cy="checkbox-{field}"]').first.click()
             self.settle()
 
+    def enlarge_photos(self) -> None:
+        """Make the grid's images large enough for a picture of a handful of them."""
+        self.page.locator('[data-cy="slider"]').nth(1).click(position={"x": 34, "y": 17})
+        self.page.mouse.move(0, 0)  # an image under the mouse shows its checkbox
+        self.settle()
+
     def pixels(self, selector: str = '[data-cy="looker"]', index: int = 0) -> bytes:
         """A PNG of one element: of the grid's first image unless told otherwise."""
         return self.page.locator(selector).nth(index).screenshot()

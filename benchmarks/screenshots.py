@@ -1,6 +1,7 @@
 """Make the README's pictures in the real App, from the demo: `python -m benchmarks.screenshots`."""
 
 import io
+import os
 import sys
 
 import fiftyone as fo
@@ -38,17 +39,20 @@ def main() -> None:
     demo = fo.load_dataset(DEMO_DATASET)
     save(Image.open(OVERVIEW), "overview.png")
 
+    # the form names the folder that the maps go to: not one of this machine
+    os.environ["FIFTYONE_DEFAULT_DATASET_DIR"] = "/tmp/fiftyone"
     # the form as a person sees it who has photos and no maps yet
     fresh = fo.Dataset("my-photos", overwrite=True, persistent=True)
     try:
         fresh.add_samples([fo.Sample(filepath=path) for path in demo.values("filepath")], progress=False)
-        with serve(DEMO_DATASET) as address, open_app(address, viewport=(1280, 760)) as app:
+        with serve(DEMO_DATASET) as address, open_app(address, viewport=(1280, 620)) as app:
             app.open(DEMO_DATASET)
             app.switch("pose_max", on=True)
+            app.enlarge_photos()
             save(_picture(app.page.screenshot()), "grid.png")
+            app.page.set_viewport_size({"width": 1280, "height": 1000})  # the whole form without scrolling
             app.open(fresh.name)
-            form = app.prompt("Generate pose heatmaps")
-            save(_picture(form.screenshot()), "form.png")
+            save(_picture(app.prompt("Generate pose heatmaps").screenshot()), "form.png")
     finally:
         fresh.delete()
 
