@@ -95,7 +95,7 @@ def _published() -> dict[str, ModelEntry]:
         sigmas=(0.079, 0.072, 0.062, 0.079, 0.072, 0.062, 0.107, 0.087, 0.089, 0.107, 0.087, 0.089, 0.079, 0.079),
     )
     file = f"{OPENMMLAB}higher_hrnet"
-    rows = (
+    rows: tuple[tuple[str, NetworkConfig, JointSet, int, str, str], ...] = (
         ("w32-512-coco", w32, COCO, 512, openmmlab, f"{file}32_coco_512x512-8ae85183_20200713.pth"),
         ("w32-640-coco", w32, COCO, 640, openmmlab, f"{file}32_coco_640x640-a22fe938_20200712.pth"),
         ("w48-512-coco", w48, COCO, 512, openmmlab, f"{file}48_coco_512x512-60fedcbc_20200712.pth"),
@@ -111,7 +111,10 @@ def _published() -> dict[str, ModelEntry]:
         ("w32-512-coco-official", w32, COCO, 512, authors, f"{AUTHORS}1V9Iz0ZYy9m8VeaspfKECDW0NKlGsYmO1"),
         ("w48-640-coco", w48, COCO, 640, authors, f"{AUTHORS}10j9Wx_I2H6qaw-prAdlJ44fLryDtA-ah"),
     )
-    entries = [ModelEntry(f"higherhrnet-{name}", *values) for name, *values in rows]
+    entries = [
+        ModelEntry(f"higherhrnet-{name}", network, joint_set, size, terms, source)
+        for name, network, joint_set, size, terms, source in rows
+    ]
     entries.append(ModelEntry("swahr-w32-512-coco", w32, COCO, 512, authors, SWAHR))
     entries.append(ModelEntry("swahr-w48-640-coco", w48, COCO, 640, authors, SWAHR))
     return {entry.name: entry for entry in entries}

@@ -71,11 +71,10 @@ class PoseHeatmapModel(fom.SamplesMixin, fom.Model):
     def preprocess(self, value: bool) -> None:
         self._preprocess = value
 
-    def __exit__(self, *args: object) -> bool:
+    def __exit__(self, *args: object) -> None:
         if self._files:
             self._files.__exit__(*args)
             self._files = None
-        return False
 
     def predict(self, arg: NDArray[np.uint8], sample: fo.Sample | None = None) -> dict[str, Any]:
         """The labels of one image (H, W, 3), uint8 RGB."""

@@ -111,8 +111,9 @@ class HighResolutionModule(nn.Module):
         xs = [branch(x) for branch, x in zip(self.branches, xs, strict=True)]
         fused = []
         for layers in self.fuse_layers:
-            total = layers[0](xs[0])
-            for layer, x in zip(list(layers)[1:], xs[1:], strict=True):
+            first, *others = layers.children()
+            total = first(xs[0])
+            for layer, x in zip(others, xs[1:], strict=True):
                 total = total + layer(x)
             fused.append(self.relu(total))
         return fused
@@ -197,4 +198,4 @@ class HigherHRNet(nn.Module):
     def _head(self, stage: int, features: Tensor) -> Tensor:
         """Heads may have a higher precision than the rest of the network."""
         head = self.final_layers[stage]
-        return head(features.to(head.weight.dtype))
+        return head(features.to(next(head.parameters()).dtype))
