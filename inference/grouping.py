@@ -10,8 +10,10 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
@@ -113,6 +115,31 @@ def _neighbours(count: int, factor: float, size: int, step: int) -> tuple[Indice
     return low * step, np.minimum(low + 1, size - 1) * step, (source - low).astype(np.float32)
 
 
+class DenseMaps:
+    """Heatmaps enlarged as a whole; the same interface as :class:`Enlarged`.
+
+    Args:
+        heatmaps: (K, h, w) float32
+        shape: (H, W)
+    """
+
+    def __init__(self, heatmaps: Array, shape: tuple[int, int]):
+        self.shape = shape
+        self._small = Enlarged(heatmaps, shape)
+        values = np.ascontiguousarray(heatmaps.transpose(1, 2, 0))
+        if values.shape[:2] != shape:
+            values = cv2.resize(values, shape[::-1]).reshape(*shape, -1)  # type: ignore[assignment]
+        self.values = values  # H, W, K
+
+    def at(self, joints: Indices, ys: Indices, xs: Indices) -> Array:
+        """The values of joints at pixels; the three are broadcast."""
+        return self.values.reshape(-1).take((ys * self.shape[1] + xs) * self.values.shape[2] + joints)
+
+    def block_bounds(self) -> Array:
+        """The largest value of each block, or a bound of it: (rows, columns, K)."""
+        return self._small.block_bounds(np.maximum)
+
+
 class TagMap:
     """Tags at the resolution of the heatmaps.
 
@@ -162,8 +189,10 @@ def group(
     """
     config = config or GroupingConfig()
     shape = shape or (heatmaps.shape[1], heatmaps.shape[2])
-    maps, tag_map = Enlarged(heatmaps, shape), TagMap(tags, shape)
-    people = _match(_peaks(maps, len(heatmaps), tag_map, config), order, config)
+    if heatmaps.max() <= config.detection_threshold:  # nobody there: the usual case in many datasets
+        return People(*(np.zeros((0, *rest), np.float32) for rest in ((len(heatmaps), 3), (len(heatmaps),), ())))
+    maps, tag_map = DenseMaps(heatmaps, shape), TagMap(tags, shape)
+    people = _match(_peaks(maps, tag_map, config), order, config)
     if config.adjust:
         found, joints = np.nonzero(people[:, :, 2] > 0)
         xs, ys = people[found, joints, :2].astype(np.intp).T
@@ -175,24 +204,17 @@ def group(
     return People(people[:, :, :3], first_tags, scores)
 
 
-def _block_pixels(rows: Indices, columns: Indices) -> tuple[Indices, Indices]:
-    """The pixels of N blocks: ys (N, 16, 1), xs (N, 1, 16)."""
-    inside = np.arange(BLOCK)
-    return (rows[:, None] * BLOCK + inside)[:, :, None], (columns[:, None] * BLOCK + inside)[:, None, :]
-
-
 def _within(positions: Indices, size: int) -> Indices:
     return np.minimum(np.maximum(positions, 0), size - 1)
 
 
-def _peaks(maps: Enlarged, count: int, tag_map: TagMap, config: GroupingConfig) -> list[Array]:
+def _peaks(maps: DenseMaps, tag_map: TagMap, config: GroupingConfig) -> list[Array]:
     """The candidates of each joint, highest first: (N, 3 + D) = x, y, value, tags."""
-    height, width = maps.shape
-    rows, columns, joints = np.nonzero(maps.block_bounds(np.maximum) > config.detection_threshold)
-    ys, xs = _block_pixels(rows, columns)
-    values = maps.at(joints[:, None, None], ys, xs)
-    high = np.nonzero((values > config.detection_threshold) & (ys < height) & (xs < width))
-    joints, ys, xs, values = joints[high[0]], ys[high[0], high[1], 0], xs[high[0], 0, high[2]], values[high]
+    height, width, count = maps.values.shape
+    high = np.flatnonzero(maps.values > config.detection_threshold)
+    values = maps.values.reshape(-1).take(high)
+    pixels, joints = np.divmod(high, count)
+    ys, xs = np.divmod(pixels, width)
     # Few pixels pass the threshold, and hardly any of them the comparison with the nearest neighbours.
     reach = range(-(config.window // 2), config.window // 2 + 1)
     for dy, dx in sorted(itertools.product(reach, reach), key=lambda offset: abs(offset[0]) + abs(offset[1])):
@@ -205,45 +227,34 @@ def _peaks(maps: Enlarged, count: int, tag_map: TagMap, config: GroupingConfig) 
 
 def _match(candidates: list[Array], order: tuple[int, ...], config: GroupingConfig) -> Array:
     """Candidates per joint -> people (P, K, 3 + D), zeros where a joint is absent."""
-    people: list[Array] = []
+    total = sum(map(len, candidates))
+    people = np.zeros((total, len(candidates), candidates[0].shape[1]), np.float32)
+    tag_sums, tag_counts = np.zeros((total, candidates[0].shape[1] - 3), np.float32), np.ones((total, 1), np.float32)
     by_tag: dict[float, int] = {}  # a person is known by the first tag of the joint that started it, as published
-    tag_sums: list[Array] = []
-    tag_counts: list[int] = []
-
-    def start(joint: int, candidate: Array) -> None:
-        index = by_tag.setdefault(float(candidate[3]), len(people))
-        if index == len(people):
-            people.append(np.zeros((len(candidates), len(candidate)), np.float32))
-            tag_sums.append(candidate[3:])
-            tag_counts.append(1)
-        people[index][joint] = candidate
-        tag_sums[index], tag_counts[index] = candidate[3:], 1
 
     for joint in order:
         found = candidates[joint]
-        if not len(found):
-            continue
-        known = min(len(people), config.max_people)
-        if not known:
-            for candidate in found:
-                start(joint, candidate)
-            continue
-        means = np.array(tag_sums[:known]) / np.array(tag_counts[:known], np.float32)[:, None]
-        distance = np.linalg.norm(found[:, None, 3:] - means[None], axis=2)
-        cost = np.round(distance) * 100 - found[:, 2:3]
-        surplus = max(0, len(found) - known)
-        cost = np.pad(cost, ((0, 0), (0, surplus)), constant_values=1e10)  # columns for "a new person"
-        for row, column in zip(*linear_sum_assignment(cost), strict=True):
-            if column < known and distance[row, column] < config.tag_threshold:
-                people[column][joint] = found[row]
-                tag_sums[column] = tag_sums[column] + found[row, 3:]
-                tag_counts[column] += 1
-            else:
-                start(joint, found[row])
-    return np.array(people, np.float32).reshape(-1, len(candidates), candidates[0].shape[1])
+        known = min(len(by_tag), config.max_people)
+        new: Iterable[int] = range(len(found))
+        if known and len(found):
+            distance = np.sqrt(((found[:, None, 3:] - (tag_sums[:known] / tag_counts[:known])) ** 2).sum(axis=2))
+            cost = np.full((len(found), max(known, len(found))), 1e10, np.float32)  # columns for "a new person"
+            cost[:, :known] = np.round(distance) * 100 - found[:, 2:3]
+            rows, columns = linear_sum_assignment(cost)
+            near = columns < known
+            near[near] = distance[rows[near], columns[near]] < config.tag_threshold
+            people[columns[near], joint] = found[rows[near]]
+            tag_sums[columns[near]] += found[rows[near], 3:]
+            tag_counts[columns[near]] += 1
+            new = rows[~near]
+        for row in new:
+            index = by_tag.setdefault(float(found[row, 3]), len(by_tag))
+            people[index, joint] = found[row]
+            tag_sums[index], tag_counts[index] = found[row, 3:], 1
+    return people[: len(by_tag)]
 
 
-def _quarter(maps: Enlarged, joints: Indices, ys: Indices, xs: Indices) -> Array:
+def _quarter(maps: DenseMaps, joints: Indices, ys: Indices, xs: Indices) -> Array:
     """The centres (N, 2) of N pixels as x, y, moved a quarter pixel towards the higher neighbour on each axis."""
     height, width = maps.shape
     right = maps.at(joints, ys, _within(xs + 1, width)) > maps.at(joints, ys, _within(xs - 1, width))
@@ -251,7 +262,7 @@ def _quarter(maps: Enlarged, joints: Indices, ys: Indices, xs: Indices) -> Array
     return np.stack([xs + np.where(right, 0.75, 0.25), ys + np.where(down, 0.75, 0.25)], axis=1)
 
 
-def _refine(people: Array, maps: Enlarged, tag_map: TagMap) -> None:
+def _refine(people: Array, maps: DenseMaps, tag_map: TagMap) -> None:
     """Fill in the joints that people lack, in place: the pixel with the largest value - round(tag distance)."""
     found, joints = np.nonzero(people[:, :, 2] > 0)
     xs, ys = people[found, joints, :2].astype(np.intp).T
@@ -267,7 +278,13 @@ def _refine(people: Array, maps: Enlarged, tag_map: TagMap) -> None:
     people[lacking[there], joints[there], :3] = np.column_stack([places, values])[there]
 
 
-def best_fits(maps: Enlarged, tag_map: TagMap, joints: Indices, tags: Array) -> tuple[Indices, Indices]:
+def _block_pixels(rows: Indices, columns: Indices) -> tuple[Indices, Indices]:
+    """The pixels of N blocks: ys (N, 16, 1), xs (N, 1, 16)."""
+    inside = np.arange(BLOCK)
+    return (rows[:, None] * BLOCK + inside)[:, :, None], (columns[:, None] * BLOCK + inside)[:, None, :]
+
+
+def best_fits(maps: DenseMaps, tag_map: TagMap, joints: Indices, tags: Array) -> tuple[Indices, Indices]:
     """For N joints (N,) and tags (N, D): argmax of ``heatmap - round(|tags - tag|)``, without looking at every pixel.
 
     No pixel of a block can exceed the block's largest heatmap value less the distance to the block's nearest tag.
@@ -276,7 +293,7 @@ def best_fits(maps: Enlarged, tag_map: TagMap, joints: Indices, tags: Array) -> 
     Returns:
         the rows and columns, (N,) each
     """
-    highest = maps.block_bounds(np.maximum)  # rows, columns, K
+    highest = maps.block_bounds()  # rows, columns, K
     columns = highest.shape[1]
     highest = highest.reshape(-1, highest.shape[2]).T  # K, blocks
     ranked = np.argsort(-highest, axis=1)
@@ -312,15 +329,16 @@ def best_fits(maps: Enlarged, tag_map: TagMap, joints: Indices, tags: Array) -> 
         start, stop = stop, 4 * stop
         if start < ranked.shape[1]:
             left = left[highest[joints[left], ranked[joints[left], start]] > best[left]]
-    return _within(ys, maps.shape[0]), _within(xs, maps.shape[1])
+    return ys, xs
 
 
 def _best_in_block(
-    maps: Enlarged, tag_map: TagMap, joints: Indices, tags: Array, ys: Indices, xs: Indices
+    maps: DenseMaps, tag_map: TagMap, joints: Indices, tags: Array, ys: Indices, xs: Indices
 ) -> tuple[Array, Indices, Indices]:
     """The largest ``heatmap - round(|tags - tag|)`` in each of N blocks, and its row and column: (N,) each."""
     joints = joints[:, None, None]
     distance = np.sqrt(((tag_map.at(joints, ys, xs) - tags[:, None, None]) ** 2).sum(axis=-1))
+    ys, xs = _within(ys, maps.shape[0]), _within(xs, maps.shape[1])
     fit = (maps.at(joints, ys, xs) - np.round(distance)).reshape(len(joints), -1)
     each, winner = np.arange(len(joints)), fit.argmax(axis=1)
     return fit[each, winner], ys[each, winner // BLOCK, 0], xs[each, 0, winner % BLOCK]
