@@ -88,6 +88,7 @@ class MapWriter:
         self.run_id = run_id
         self._partial = run_folder(maps_dir, run_id) / PARTIAL
         self._count = itertools.count()
+        self._parents: set[Path] = set()  # made already, at most 256
         self._own: Path
         self._lock: IO[bytes]
 
@@ -125,21 +126,35 @@ class MapWriter:
         made.mkdir()
         try:
             for name, values in maps.items():
-                (made / f"{name}.png").write_bytes(_png(values))
-            folder.parent.mkdir(exist_ok=True)
+                _write_file(f"{made}{os.sep}{name}.png", _png(values))
+            if folder.parent not in self._parents:
+                folder.parent.mkdir(exist_ok=True)
+                self._parents.add(folder.parent)
             _move_into_place(made, folder)
-        finally:
+        except BaseException:
             shutil.rmtree(made, ignore_errors=True)
-        return {name: str(folder / f"{name}.png") for name in maps}
+            raise
+        return {name: f"{folder}{os.sep}{name}.png" for name in maps}
 
     def remove(self, sample_id: str) -> None:
         """Delete the maps of a sample, if there are any."""
         shutil.rmtree(sample_folder(self.maps_dir, self.run_id, sample_id), ignore_errors=True)
 
 
+def _write_file(path: str, data: bytes) -> None:
+    # Path.write_bytes makes twice as many system calls, which shows where every sample has 18 files.
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(file, rest) :]
+    finally:
+        os.close(file)
+
+
 def _move_into_place(made: Path, folder: Path) -> None:
     try:
-        made.rename(folder)
+        os.rename(made, folder)
     except OSError:
         if not folder.is_dir():
             raise
@@ -147,6 +162,7 @@ def _move_into_place(made: Path, folder: Path) -> None:
         # since readers may have them open.
         for path in made.iterdir():
             path.replace(folder / path.name)
+        made.rmdir()
 
 
 def _png(values: NDArray[np.uint8]) -> bytes:
