@@ -8,14 +8,15 @@ import pytest
 
 from benchmarks.browser import App, find_chromium, open_app, serve
 
+MISSING = "Chromium is not installed, so the App is not tested. On Debian and Ubuntu: apt-get install chromium"
 
-@pytest.fixture(scope="session", autouse=True)
-def chromium() -> None:
-    if find_chromium() is None:
-        message = "Chromium is not installed, so the App is not tested. On Debian and Ubuntu: apt-get install chromium"
-        if os.environ.get("POSE_HEATMAPS_REQUIRE_BROWSER") == "1":
-            pytest.fail(message)
-        pytest.skip(message)
+if find_chromium() is None:
+    if os.environ.get("POSE_HEATMAPS_REQUIRE_BROWSER") == "1":
+        raise pytest.UsageError(MISSING)
+    collect_ignore_glob = ["test_*.py"]
+
+    def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+        terminalreporter.write_line(f"SKIPPED tests/app: {MISSING}", yellow=True)
 
 
 @pytest.fixture(scope="module")
