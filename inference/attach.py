@@ -7,7 +7,9 @@ arrays, which FiftyOne cannot show from files, are converted to 8-bit PNG.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import operator
 import os
 import re
 import time
@@ -84,7 +86,7 @@ class Attached:
         seen: samples looked at so far
         done, failed: samples with maps that are written
         files: map files found for them
-        fields: heatmap fields, with the range that their values have
+        fields: heatmap fields
         unmatched: the first image files without a map
         failures: the first (image file, reason)
         seconds: since the beginning
@@ -96,7 +98,7 @@ class Attached:
     done: int = 0
     failed: int = 0
     files: int = 0
-    fields: dict[str, list[float] | None] = field(default_factory=dict)
+    fields: tuple[str, ...] = ()
     unmatched: list[str] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)
     seconds: float = 0.0
@@ -106,11 +108,11 @@ class Attached:
         text = f"{self.files} maps were attached to {self.done} of {self.total} samples, in {len(self.fields)} fields."
         if self.failed:
             image, reason = self.failures[0]
-            text += f" {self.failed} samples failed, for example {image}: {reason}"
+            text += f" {self.failed} failed, for example {image}: {reason}"
         missing = self.total - self.matched
         if missing:
             more = ", …" if missing > len(self.unmatched) else ""
-            text += f" {missing} samples have no map: {', '.join(self.unmatched)}{more}."
+            text += f" {missing} have no map: {', '.join(self.unmatched)}{more}."
         return text
 
 
@@ -152,16 +154,13 @@ def process(
     index = Index(view, matching)
     index.check()
     dataset: fo.Dataset = view._dataset
-    images_range = None if matching.arrays else matching.range
-    examples = index.examples()
-    ranges = {name: _range(examples[name], images_range) for name in index.names() if name in examples}
-    fields: dict[str, type] = {runs.field_name(label_field, name): fo.Heatmap for name in ranges}
+    heatmaps = [runs.field_name(label_field, name) for name in index.names()]
+    fields: dict[str, type] = dict.fromkeys(heatmaps, fo.Heatmap)
     fields[runs.field_name(label_field, "status")] = fo.StringField
     runs.declare(dataset, fields)
     record = _open_record(dataset, label_field, matching, fields)
 
-    state = Attached(total=index.samples, matched=index.matched(), files=index.files())
-    state.fields = {runs.field_name(label_field, name): values for name, values in ranges.items()}
+    state = Attached(index.samples, index.matched(), files=index.files(), fields=tuple(heatmaps))
     yield state
     with ExitStack() as stack:
         writer = None
@@ -171,7 +170,7 @@ def process(
         samples = pages(view)
         while batch := list(itertools.islice(samples, BATCH)):
             work = [(sample_id, image, index.maps_of(image)) for sample_id, image in batch]
-            values = threads.map(lambda item: _labels(item[0], item[2], ranges, matching.range, writer), work)
+            values = threads.map(lambda item: _labels(item[0], item[2], matching, writer), work)
             updates = [
                 _update(record, sample_id, image, labels, state)
                 for (sample_id, image, _), labels in zip(work, values, strict=True)
@@ -406,11 +405,11 @@ class Index:
             )
 
     def names(self) -> list[str]:
-        """ "max" and the joints that were found, in the order in which people know them."""
-        known = [joint for joint_set in JOINT_SETS.values() for joint in joint_set.joints]
-        joints = [name for name in self._names if name != "max"]
-        joints.sort(key=lambda joint: (known.index(joint) if joint in KNOWN_JOINTS else len(known), joint))
-        return ["max", *joints]
+        """ "max" and joints, as far as there are maps of them, in the order in which people know them."""
+        bits = functools.reduce(operator.or_, (b for folders in self._found.values() for b in folders.values()), 0)
+        known = ["max", *(joint for joint_set in JOINT_SETS.values() for joint in joint_set.joints)]
+        names = [name for name, number in self._names.items() if bits >> number & 1]
+        return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
 
     def matched(self) -> int:
         """How many images have a map."""
@@ -431,15 +430,6 @@ class Index:
                     pattern = next(p for p in self._patterns if (p.second is None) == (name == "max"))
                     maps[name] = str(self.root / folder / pattern.fill(stem, name))
         return maps
-
-    def examples(self) -> dict[str, str]:
-        """One file for each kind of map that was found, by "max" or joint."""
-        examples: dict[str, str] = {}
-        for _, image in pages(self._view):
-            examples = {**self.maps_of(image), **examples}
-            if len(examples) == len(self._names):
-                break
-        return examples
 
 
 def common_dir(view: fo.core.collections.SampleCollection) -> str:
@@ -466,38 +456,53 @@ def _some(names: list[str]) -> str:
 # --- labels
 
 
-def _range(path: str, given: tuple[float, float] | None) -> list[float] | None:
-    """The range that a field's labels need. All maps of a field have the depth of the one at ``path``.
-
-    FiftyOne takes 0 to 255 for granted, so that 16-bit images without a range are shown as saturated blobs.
-    """
-    if path.endswith(ARRAY):
-        return None  # converted to 8 bits
-    if given is not None:
-        return [float(value) for value in given]
-    image = cv2.imread(path, cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise ValueError(f"{path} is not an image that OpenCV can decode; is it damaged, or another kind of file?")
-    return [0.0, 65535.0] if image.dtype == np.uint16 else None
-
-
 def _labels(
-    sample_id: str,
-    maps: dict[str, str],
-    ranges: dict[str, list[float] | None],
-    values_range: tuple[float, float] | None,
-    writer: MapWriter | None,
+    sample_id: str, maps: dict[str, str], matching: Matching, writer: MapWriter | None
 ) -> dict[str, dict[str, Any]] | str:
     """The labels of a sample's maps as documents, by "max" or joint; or why there are none. Thread-safe."""
-    paths = dict(maps)
     arrays = {name: path for name, path in maps.items() if path.endswith(ARRAY)}
-    if arrays and writer and values_range:
-        try:
-            paths |= writer.write(sample_id, {name: convert(path, values_range) for name, path in arrays.items()})
-        except ValueError as error:
+    try:
+        labels = {name: _image_label(path, matching) for name, path in maps.items() if name not in arrays}
+        if arrays and writer and matching.range:
+            converted = {name: convert(path, matching.range) for name, path in arrays.items()}
+            labels |= {name: fo.Heatmap(map_path=path) for name, path in writer.write(sample_id, converted).items()}
+    except ValueError as error:
+        if writer:
             writer.remove(sample_id)
-            return str(error)
-    return {name: fo.Heatmap(map_path=path, range=ranges[name]).to_dict() for name, path in paths.items()}
+        return str(error)
+    return {name: label.to_dict() for name, label in labels.items()}
+
+
+def _image_label(path: str, matching: Matching) -> fo.Heatmap:
+    """The label of an image file.
+
+    FiftyOne takes 0 to 255 for granted, so that 16-bit images without a range would be shown as saturated blobs.
+
+    Raises:
+        ValueError: if it is no image
+    """
+    deep = _is_16_bit(path)
+    if matching.range and not matching.arrays:
+        return fo.Heatmap(map_path=path, range=list(matching.range))
+    return fo.Heatmap(map_path=path, range=[0, 65535] if deep else None)
+
+
+def _is_16_bit(path: str) -> bool:
+    if path.lower().endswith((".jpg", ".jpeg")):
+        return False
+    try:
+        if path.endswith(".png"):  # the beginning is enough, and there may be millions of files
+            with open(path, "rb") as file:
+                header = file.read(25)
+            if len(header) == 25 and header.startswith(b"\x89PNG"):
+                return header[24] == 16
+            raise ValueError(f"{path} is not a PNG image; is it damaged, or another kind of file?")
+        image = cv2.imread(path, cv2.IMREAD_UNCHANGED)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
+    if image is None:
+        raise ValueError(f"{path} is not an image that OpenCV can decode; is it damaged, or another kind of file?")
+    return image.dtype == np.uint16
 
 
 def convert(path: str, values_range: tuple[float, float]) -> NDArray[np.uint8]:

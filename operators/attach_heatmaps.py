@@ -14,6 +14,7 @@ from . import forms
 if TYPE_CHECKING:
     from ..inference.attach import Attached, Matching
 
+FIELDS_NAMED = 20
 LOOKED_AT = 20_000  # images and files that the form looks at to say what fits; executing looks at all
 
 
@@ -167,7 +168,8 @@ def _consequences(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
         forms.notice(inputs, f"{text}; the rest of the folder is listed when this runs.")
         return
     text = f"{index.matched():,} of {index.samples:,} samples have a matching map"
-    forms.notice(inputs, f"{text}; {index.files():,} files in {len(index.examples())} fields.")
+    more = f" and {len(fields) - FIELDS_NAMED} more fields" if len(fields) > FIELDS_NAMED else ""
+    forms.notice(inputs, f"{text}; {index.files():,} files for {', '.join(fields[:FIELDS_NAMED])}{more}.")
     present = [name for name in fields if ctx.dataset.has_field(name)]
     if present and runs.read_record(ctx.dataset, label_field) is None:
         forms.warn(inputs, "present", f"What {', '.join(present)} hold for these samples will be replaced.")
@@ -213,14 +215,13 @@ def _params(matching: Matching, label_field: str) -> dict[str, Any]:
 
 
 def _run_in_app(ctx: foo.ExecutionContext, steps: Iterator[Attached], label_field: str) -> Iterator[Any]:
+    colors = forms.colors(ctx.dataset)
     state = next(steps)
     for state in steps:
         yield ctx.ops.set_progress(
             progress=state.seen / max(state.total, 1), label=f"{state.seen} of {state.total} samples"
         )
-    yield ctx.ops.reload_dataset()
-    shown = [name for name in state.fields if name == f"{label_field}_max"]
-    yield ctx.ops.set_active_fields(forms.shown_fields(ctx, shown))
+    yield from forms.show_fields(ctx, [name for name in state.fields if name == f"{label_field}_max"], colors)
     yield ctx.ops.notify(state.summary(), variant="warning" if state.done < state.total else "success")
 
 

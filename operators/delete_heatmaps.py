@@ -118,6 +118,7 @@ def _run_in_app(ctx: foo.ExecutionContext, steps: Iterator[int]) -> Iterator[Any
     count = 0
     for count in steps:
         yield ctx.ops.set_progress(label=f"{count:,} files deleted")
+    yield ctx.ops.set_progress(progress=1, label=f"{count:,} files deleted")
     yield ctx.ops.set_active_fields([name for name in ctx.active_fields if name not in fields])
     yield ctx.ops.reload_dataset()
     yield ctx.ops.notify(_summary(ctx, count), variant="success")

@@ -379,6 +379,7 @@ def _params(settings: Settings, skip_existing: bool, existing: str | None) -> di
 
 
 def _run_in_app(ctx: foo.ExecutionContext, steps: Iterator[Progress], label_field: str) -> Iterator[Any]:
+    colors = forms.colors(ctx.dataset)
     state, reported = next(steps), 0.0
     for state in steps:
         if time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
@@ -388,8 +389,7 @@ def _run_in_app(ctx: foo.ExecutionContext, steps: Iterator[Progress], label_fiel
                 progress=finished / max(state.total, 1), label=f"{finished} of {state.total} images"
             )
     shown = [name for name in state.fields if name in (f"{label_field}_max", f"{label_field}_keypoints")]
-    yield ctx.ops.reload_dataset()
-    yield ctx.ops.set_active_fields(forms.shown_fields(ctx, shown))
+    yield from forms.show_fields(ctx, shown, colors)
     yield ctx.ops.notify(state.summary(), variant="warning" if state.failed else "success")
     if state.failed or state.warnings:
         yield ctx.ops.show_output(_outputs().to_json(), _result(state))

@@ -106,15 +106,32 @@ def test_kinds_of_image_files(attach, dataset: Callable, photos: Path, folder: P
 
 
 def test_16_bit_images_get_the_range_that_they_need(attach, dataset: Callable, photos: Path, folder: Path):
-    made = dataset([photos / "rocket.jpg"])
-    save(folder / "rocket.png", 60000, np.uint16)
-    save(folder / "rocket_nose.png", 60)
+    made = dataset([photos / "camera.png", photos / "rocket.jpg"])
+    save(folder / "camera.png", 60)
+    for name in ("rocket.png", "rocket_nose.png", "camera_nose.tiff"):
+        save(folder / name, 60000, np.uint16)
     attach(made, str(folder))
-    assert made.first().pose_max.range == [0, 65535]
-    assert made.first().pose_nose.range is None
+    assert made.values("pose_max.range") == [None, [0, 65535]]
+    assert made.values("pose_nose.range") == [None, [0, 65535]]
+    attach(made, str(folder), joint_pattern="{stem}_{joint}.tiff")
+    assert made.values("pose_nose.range") == [[0, 65535]] * 2
 
     attach(made, str(folder), label_field="pose_b", range=(0, 1000))
-    assert made.first().pose_b_max.range == [0, 1000]
+    assert made.values("pose_b_max.range") == [[0, 1000]] * 2
+
+
+def test_a_file_that_is_no_image_costs_its_sample_only(attach, dataset: Callable, photos: Path, folder: Path):
+    made = dataset([photos / "camera.png", photos / "rocket.jpg"])
+    save(folder / "camera.png")
+    (folder / "rocket.png").write_text("not a map")
+    state = attach(made, str(folder))
+    assert (state.matched, state.done, state.failed) == (2, 1, 1)
+    assert made.values("pose_max.map_path") == [str(folder / "camera.png"), None]
+    assert (
+        made.last().pose_status
+        == f"{folder / 'rocket.png'} is not a PNG image; is it damaged, or another kind of file?"
+    )
+    assert "1 failed, for example" in state.summary()
 
 
 def test_numpy_files_are_converted_to_8_bits(attach, dataset: Callable, photos: Path, folder: Path):
@@ -333,7 +350,7 @@ def test_the_form_says_how_many_samples_have_a_map(attach, dataset: Callable, ph
     save(folder / "rocket.png")
     save(folder / "rocket_nose.png")
     text = form_text(attach, context(made, maps_dir={"absolute_path": str(folder)}))
-    assert text["notice"] == "1 of 6 samples have a matching map; 2 files in 2 fields."
+    assert text["notice"] == "1 of 6 samples have a matching map; 2 files for pose_max, pose_nose."
 
     text = form_text(attach, context(made, maps_dir={"absolute_path": str(folder)}, pattern="{stem}"))
     assert "must end with one of" in text["problem_0"]

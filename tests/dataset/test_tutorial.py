@@ -6,7 +6,7 @@ from pathlib import Path
 import fiftyone as fo
 import pytest
 
-from benchmarks.browser import free_port
+from benchmarks.database import free_port
 
 TUTORIAL = Path(__file__).resolve().parent.parent.parent / "docs" / "tutorial.md"
 
@@ -39,7 +39,7 @@ def test_the_tutorials_code_runs_from_top_to_bottom(
     assert "5 of 5 samples got pose heatmaps" in printed
     for line in ("uint8 None file", "uint8 [0.0, 255.0] database", "float32 [0.0, 1.0] database"):
         assert line in printed
-    assert "4 maps were attached to 2 of 5 samples, in 2 fields. 3 samples have no map" in printed
+    assert "4 maps were attached to 2 of 5 samples, in 2 fields. 3 have no map" in printed
 
 
 def test_the_tutorials_pictures_are_made_by_make_screenshots():
