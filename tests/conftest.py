@@ -7,6 +7,7 @@ a database of its own that is dropped at the end.
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import uuid
@@ -30,6 +31,7 @@ _mongod = pytest.StashKey[subprocess.Popen]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Point FiftyOne at the run's own folders and database, before any test imports it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the database is stopped also then
     home = Path(tempfile.mkdtemp(prefix="pose-heatmaps-tests-"))
     config.stash[_home] = home
     for folder, link in [("plugins", "pose_heatmaps"), ("model_zoo", "pose-heatmaps")]:
