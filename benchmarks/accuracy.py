@@ -1,0 +1,182 @@
+"""How well a model finds joints and people: `python -m benchmarks.accuracy --images DIR --annotations COCO.json`.
+
+Images go through the functions of the pipeline. `ap…` and `ar` are pycocotools' keypoint figures over the people that
+grouping finds, as published: every group of peaks counts, ranked by its score. The other figures judge the
+default maps (8 bits, resolution "network"):
+
+- `joint_recall`: share of labelled joints (v >= 1, people larger than 32^2) whose map has a local maximum of at least
+  0.2 within 0.15 * sqrt(area); `joint_recall_large`: of people larger than 96^2
+- `false_alarm_rate`: share of the images of `--person-free` whose maximum map reaches 0.2
+- `recall_at_fa3`, `recall_large_at_fa3`: recall of maxima above the largest value that at most 3% of the person-free
+  images exceed, so that no rescaling of the maps can bend it
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from tqdm import tqdm
+
+from inference import checkpoints
+from inference.grouping import People, group
+from inference.labels import Seen, see
+from inference.pipeline import read_image
+from inference.predictor import Predictor, PreparedImage
+from inference.settings import Settings
+
+THRESHOLD = 0.2
+ALARM_SHARE = 0.03
+RADIUS = 0.15  # of the root of a person's area
+SMALL, LARGE = 32**2, 96**2  # COCO's areas, pixels
+BATCH = 4
+
+
+def look_at(predictor: Predictor, paths: list[Path], what: str) -> Iterator[tuple[Path, Seen]]:
+    """What the network sees in images, in batches of one shape, so not in their order."""
+    settings = Settings()
+    waiting: dict[tuple, list[tuple[Path, PreparedImage]]] = {}
+
+    def run(batch: list[tuple[Path, PreparedImage]]) -> Iterator[tuple[Path, Seen]]:
+        seen = see(predictor, settings, [image for _, image in batch], joints=True)
+        yield from zip((path for path, _ in batch), seen, strict=True)
+
+    with tqdm(total=len(paths), desc=what, unit=" images") as bar:
+        for path in paths:
+            image = predictor.prepare(read_image(str(path)))
+            batch = waiting.setdefault(image.shape, [])
+            batch.append((path, image))
+            if len(batch) == BATCH:
+                yield from run(waiting.pop(image.shape))
+                bar.update(BATCH)
+        for batch in waiting.values():
+            yield from run(batch)
+            bar.update(len(batch))
+
+
+def detections(seen: Seen, image_id: int, order: tuple[int, ...]) -> list[dict[str, Any]]:
+    """All groups of an image as COCO results, in pixels of the image."""
+    assert seen.heatmaps is not None and seen.tags is not None
+    half = seen.heatmaps.shape[1:]
+    heatmaps = seen.heatmaps if seen.enlarged is None else seen.enlarged
+    people: People = group(heatmaps, seen.tags, order, shape=(2 * half[0], 2 * half[1]))
+    points = seen.warp.to_image(people.joints[:, :, :2])
+    joints = np.concatenate([points, people.joints[:, :, 2:]], axis=2)
+    return [
+        {"image_id": image_id, "category_id": 1, "keypoints": person.ravel().tolist(), "score": float(score)}
+        for person, score in zip(joints, people.scores, strict=True)
+    ]
+
+
+def keypoint_figures(annotations: COCO, results: list[dict[str, Any]]) -> dict[str, float]:
+    if not results:
+        return dict.fromkeys(("ap", "ap50", "ap_medium", "ap_large", "ar"), 0.0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(annotations, annotations.loadRes(results), "keypoints")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    ap, ap50, _, ap_medium, ap_large, ar, *_ = (float(figure) for figure in evaluation.stats)
+    return {"ap": ap, "ap50": ap50, "ap_medium": ap_medium, "ap_large": ap_large, "ar": ar}
+
+
+def local_maxima(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A map (h, w) with everything but its local maxima (of 3 x 3 pixels) set to 0."""
+    return np.where(values == cv2.dilate(values, np.ones((3, 3), np.uint8)), values, 0).astype(np.uint8)
+
+
+def joint_peaks(seen: Seen, people: Iterable[dict[str, Any]]) -> Iterator[tuple[float, bool]]:
+    """For each labelled joint, the highest local maximum (0 to 1) near it, and whether its person is large."""
+    assert seen.maps.joints is not None
+    maxima = [local_maxima(values) for values in np.ascontiguousarray(seen.maps.joints)]
+    height, width = maxima[0].shape
+    scale = np.array([width / seen.warp.image_wh[0], height / seen.warp.image_wh[1]])
+    columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
+    for person in people:
+        if person["iscrowd"] or person["area"] <= SMALL:
+            continue
+        radius = RADIUS * np.sqrt(person["area"])
+        for maximum, (x, y, visibility) in zip(maxima, np.reshape(person["keypoints"], (-1, 3)), strict=True):
+            if visibility >= 1:
+                across, down = columns / scale[0] - x, rows / scale[1] - y
+                near = across[None] ** 2 + down[:, None] ** 2 <= radius**2
+                yield float(maximum[near].max(initial=0)) / 255, person["area"] > LARGE
+
+
+def share(hits: NDArray[np.bool_]) -> float:
+    return float(hits.mean()) if len(hits) else 0.0
+
+
+def measure(
+    predictor: Predictor, order: tuple[int, ...], images: Path, annotations: COCO, person_free: Path | None
+) -> dict[str, float]:
+    """All figures."""
+    by_path = {images / record["file_name"]: record for record in annotations.imgs.values()}
+    results, peaks = [], []
+    for path, seen in look_at(predictor, sorted(by_path), "photos with people"):
+        image_id = by_path[path]["id"]
+        results += detections(seen, image_id, order)
+        peaks += list(joint_peaks(seen, annotations.imgToAnns[image_id]))
+    values, large = np.array([value for value, _ in peaks]), np.array([is_large for _, is_large in peaks], bool)
+    figures = {
+        **keypoint_figures(annotations, results),
+        "joint_recall": share(values >= THRESHOLD),
+        "joint_recall_large": share(values[large] >= THRESHOLD),
+    }
+    if person_free:
+        paths = sorted(path for path in person_free.iterdir() if path.is_file())
+        alarms = np.sort([float(s.maps.maximum.max()) / 255 for _, s in look_at(predictor, paths, "photos without")])
+        limit = alarms[::-1][int(ALARM_SHARE * len(alarms))]  # at most 3% of the images exceed it
+        figures |= {
+            "false_alarm_rate": share(alarms >= THRESHOLD),
+            "recall_at_fa3": share(values > limit),
+            "recall_large_at_fa3": share(values[large] > limit),
+            "threshold_fa3": float(limit),
+        }
+    return {**figures, "images": len(by_path)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--annotations", type=Path, required=True, help="a COCO keypoint file")
+    parser.add_argument("--person-free", type=Path, help="folder of images without people")
+    parser.add_argument("--model", default=checkpoints.DEFAULT_MODEL)
+    parser.add_argument("--checkpoint", help="local weights for that model")
+    parser.add_argument("--flip", action="store_true", help="average with the mirrored image")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--input-size", type=int, help="short side of the network's input, pixels")
+    parser.add_argument("--device")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object on one line")
+    arguments = parser.parse_args()
+
+    model = checkpoints.load(arguments.model, arguments.checkpoint)
+    if len(model.entry.joint_set) != 17:
+        parser.error(f"COCO's annotations have 17 joints; {arguments.model} has {len(model.entry.joint_set)}.")
+    input_size = arguments.input_size or model.entry.input_size
+    predictor = Predictor(
+        model.network, model.entry.joint_set.flip, input_size, arguments.flip, arguments.scales, arguments.device
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        annotations = COCO(str(arguments.annotations))
+    figures = measure(
+        predictor, model.entry.joint_set.grouping_order, arguments.images, annotations, arguments.person_free
+    )
+    for name, figure in figures.items():
+        print(f"{name:22} {figure:.3f}" if isinstance(figure, float) else f"{name:22} {figure}")
+    if arguments.json:
+        print(json.dumps({name: round(figure, 6) for name, figure in figures.items()}))
+
+
+if __name__ == "__main__":
+    main()
