@@ -66,7 +66,8 @@ def look_at(predictor: Predictor, paths: list[Path], what: str) -> Iterator[tupl
 
 def detections(seen: Seen, image_id: int, order: tuple[int, ...]) -> list[dict[str, Any]]:
     """All groups of an image as COCO results, in pixels of the image."""
-    assert seen.heatmaps is not None and seen.tags is not None
+    assert seen.heatmaps is not None
+    assert seen.tags is not None
     half = seen.heatmaps.shape[1:]
     heatmaps = seen.heatmaps if seen.enlarged is None else seen.enlarged
     people: People = group(heatmaps, seen.tags, order, shape=(2 * half[0], 2 * half[1]))
