@@ -56,7 +56,11 @@ def start_mongod(folder: Path) -> tuple[subprocess.Popen, int]:
     command = [str(find_mongod()), "--dbpath", str(folder), "--bind_ip", "127.0.0.1", "--port", str(port)]
     with open(log, "w") as output:
         mongod = subprocess.Popen(
-            [*command, "--nounixsocket"], stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            [*command, "--nounixsocket"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the program: it may still have to clean up its datasets
         )
     deadline = time.monotonic() + 60
     while not _answers(port):
