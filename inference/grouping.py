@@ -34,6 +34,7 @@ class GroupingConfig:
         window: a peak is the maximum of a window x window neighbourhood
         adjust: move joints a quarter pixel towards the higher neighbour
         refine: look for the joints that a person lacks
+        min_score: groups with a lower score are left out, before their joints are looked for
     """
 
     detection_threshold: float = 0.1
@@ -42,6 +43,7 @@ class GroupingConfig:
     window: int = 5
     adjust: bool = True
     refine: bool = True
+    min_score: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,7 @@ def group(
         xs, ys = people[found, joints, :2].astype(np.intp).T
         people[found, joints, :2] = _quarter(maps, joints, ys, xs)
     scores = people[:, :, 2].mean(axis=1)
+    people, scores = people[scores >= config.min_score], scores[scores >= config.min_score]
     first_tags = people[:, :, 3].copy()
     if config.refine and len(people):
         _refine(people, maps, tag_map)

@@ -8,10 +8,11 @@ from typing import Any
 
 import fiftyone as fo
 import numpy as np
+from bson import ObjectId
 from numpy.typing import NDArray
 
 from .geometry import Warp
-from .grouping import People, group
+from .grouping import GroupingConfig, People, group
 from .joints import JointSet
 from .map_files import MapWriter
 from .maps import ImageMaps, make_maps
@@ -75,9 +76,18 @@ class Labeller:
         self.files = files
         self.maximum, self.joints = find_maps(settings.maps, joint_set)
         self._channels = [joint_set.joints.index(joint) for joint in self.joints]
+        self._blank = file_heatmap("").to_dict()
 
     def labels(self, seen: Seen, sample_id: str) -> dict[str, Any]:
-        """Labels and plain values by the suffix of their field; map files are written first.
+        """Labels and plain values by the suffix of their field; see :meth:`documents`."""
+        kinds: dict[str, type[fo.Label]] = {"keypoints": fo.Keypoints}
+        return {
+            name: kinds.get(name, fo.Heatmap).from_dict(value) if isinstance(value, dict) else value
+            for name, value in self.documents(seen, sample_id).items()
+        }
+
+    def documents(self, seen: Seen, sample_id: str) -> dict[str, Any]:
+        """The same as the database holds them; map files are written first.
 
         Raises:
             OSError: if the files cannot be written
@@ -88,19 +98,20 @@ class Labeller:
         values: dict[str, Any] = {}
         if seen.heatmaps is not None and seen.tags is not None:
             people = self._people(seen.heatmaps, seen.tags, seen.enlarged)
-            values = {"keypoints": keypoints(people, seen.warp), "num_people": len(people)}
+            values = {"keypoints": keypoints(people, seen.warp).to_dict(), "num_people": len(people)}
         if self.files:
-            heatmaps = {name: file_heatmap(path) for name, path in self.files.write(sample_id, maps).items()}
+            paths = self.files.write(sample_id, maps)
+            # Filled in, because making 18 of FiftyOne's objects takes longer than compressing the maps.
+            heatmaps = {name: {**self._blank, "_id": ObjectId(), "map_path": path} for name, path in paths.items()}
         else:
-            heatmaps = {name: memory_heatmap(array) for name, array in maps.items()}
+            heatmaps = {name: memory_heatmap(array).to_dict() for name, array in maps.items()}
         return {**heatmaps, **values, "confidence": seen.maps.confidence, "status": DONE}
 
     def _people(self, heatmaps: NDArray, tags: NDArray, enlarged: NDArray | None) -> People:
         shape = (2 * heatmaps.shape[1], 2 * heatmaps.shape[2])  # of the network input
         aggregate = heatmaps if enlarged is None else enlarged
-        groups = group(aggregate, tags, self.joint_set.grouping_order, shape=shape)
-        people = groups.scores >= MIN_PERSON_SCORE
-        return People(groups.joints[people], groups.tags[people], groups.scores[people])
+        config = GroupingConfig(min_score=MIN_PERSON_SCORE)
+        return group(aggregate, tags, self.joint_set.grouping_order, config, shape)
 
 
 def memory_heatmap(values: NDArray) -> fo.Heatmap:

@@ -1,8 +1,11 @@
 """A run over a view: read | infer | write, overlapped.
 
-Reader threads decode and warp images; this thread runs the network on batches of one shape; writer threads group
-people, write PNGs and then, with one bulk write per batch, the database. Files come first and the database after, so
-that a sample has all its maps or none, whenever the process is killed.
+Reader threads decode and warp images; workers take a batch of one shape each through the network, group people, write
+PNGs and then, with one bulk write per batch, the database. Files come first and the database after, so that a sample
+has all its maps or none, whenever the process is killed.
+
+A GPU runs one batch at a time, while the other workers write. A CPU runs several, each on its own cores: they wait
+for nothing but Python, where one batch on all cores would wait at the end of every layer for the slowest core.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import errno
 import itertools
 import os
 import re
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -40,6 +44,7 @@ from .views import bulk_write, pages, target_problem
 
 MAX_LISTED = 100
 MAX_DOCUMENT = 15_500_000  # MongoDB's 16 MB, less what else a sample holds
+MAX_CPU_BATCHES = 4  # at once; more would need much memory and not be faster
 STOPPING_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -86,6 +91,18 @@ class _Outcome:
 
     filepath: str
     problem: str | None
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A batch in the database."""
+
+    outcomes: list[_Outcome]
+    infer_seconds: float
+    write_seconds: float
+
+
+_Failure = tuple[str, str, str]  # sample id, file, reason
 
 
 @dataclass(frozen=True)
@@ -306,31 +323,36 @@ class _Stages:
         self.labeller = labels.Labeller(settings, joint_set, files)
         self.state = state
         cores = os.cpu_count() or 1
-        self.batch_size = settings.batch_size or (4 if predictor.device.type == "cpu" else 16)
+        on_cpu = predictor.device.type == "cpu"
+        self.batch_size = settings.batch_size or (4 if on_cpu else 16)
         self.num_readers = settings.num_readers or max(1, cores // 2)
-        self.num_writers = max(1, cores // 2)
-        self._failed: list[tuple[str, str, str]] = []  # id, file, reason; of samples that did not come to the writers
+        batches_at_once = min(cores, MAX_CPU_BATCHES) if on_cpu else 1
+        # More workers than batches: while one writes, another takes its place.
+        self.num_workers = batches_at_once + (1 if on_cpu else max(2, cores // 2))
+        self._network_slots = threading.BoundedSemaphore(self.num_workers if on_cpu else 1)
+        self._threads_per_batch = max(1, cores // batches_at_once) if on_cpu else torch.get_num_threads()
+        self._failed: list[_Failure] = []  # of samples that did not come to the workers
 
     def work_through(self, todo: fo.DatasetView) -> Iterator[None]:
         """Yields after each batch that was written."""
+        usual_threads = torch.get_num_threads()
         readers = ThreadPoolExecutor(self.num_readers, "read")
-        writers = ThreadPoolExecutor(self.num_writers, "write")
-        writing: deque[Future[tuple[list[_Outcome], float]]] = deque()
+        workers = ThreadPoolExecutor(self.num_workers, "work", torch.set_num_threads, (self._threads_per_batch,))
+        working: deque[Future[_Finished]] = deque()
         try:
             for batch in self._batches(todo, readers):
-                for items, seen in self._infer(batch):
-                    writing.append(writers.submit(self._write, items, seen, self._take_failures()))
-                while len(writing) > self.num_writers or (writing and writing[0].done()):
-                    self._note(*writing.popleft().result())
+                working.append(workers.submit(self._work, batch, self._take_failures()))
+                while len(working) > self.num_workers or (working and working[0].done()):
+                    self._note(working.popleft().result())
                     yield
-            while writing:
-                self._note(*writing.popleft().result())
+            working.append(workers.submit(self._work, [], self._take_failures()))
+            while working:
+                self._note(working.popleft().result())
                 yield
-            self._note(*self._write([], [], self._take_failures()))
-            yield
         finally:
             readers.shutdown(wait=True, cancel_futures=True)
-            writers.shutdown(wait=True, cancel_futures=True)
+            workers.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(usual_threads)  # a worker's setting is also that of threads that begin later
 
     # --- read
 
@@ -369,44 +391,39 @@ class _Stages:
         started = time.perf_counter()
         return self.predictor.prepare(read_image(filepath)), time.perf_counter() - started
 
-    # --- infer
+    # --- infer and write, in a worker
 
-    def _infer(self, items: list[_Item]) -> Iterator[tuple[list[_Item], list[labels.Seen]]]:
+    def _work(self, batch: list[_Item], failed: list[_Failure]) -> _Finished:
+        """Take a batch, of any length, to the database, together with samples that failed before."""
+        with self._network_slots:
+            started = time.perf_counter()
+            items, seen, failed_now = self._infer(batch) if batch else ([], [], [])
+            inferred = time.perf_counter()
+        outcomes = self._write(items, seen, failed + failed_now)
+        return _Finished(outcomes, inferred - started, time.perf_counter() - inferred)
+
+    def _infer(self, items: list[_Item]) -> tuple[list[_Item], list[labels.Seen], list[_Failure]]:
         """Run a batch; where it fails (out of memory, say), run its halves, down to the image that cannot be run."""
-        if not items:
-            yield [], []
-            return
-        started = time.perf_counter()
         try:
             images = [item.image for item in items]
-            seen = labels.see(self.predictor, self.settings, images, bool(self.labeller.joints))
+            return items, labels.see(self.predictor, self.settings, images, bool(self.labeller.joints)), []
         except RuntimeError as error:
             if len(items) == 1:
                 reason = f"The network failed on it: {str(error).splitlines()[0]}"
-                self._failed.append((items[0].sample_id, items[0].filepath, reason))
-                return
-            if self.predictor.device.type == "cuda":
-                torch.cuda.empty_cache()
-            middle = len(items) // 2
-            yield from self._infer(items[:middle])
-            yield from self._infer(items[middle:])
-            return
-        finally:
-            self.state.busy["infer"] += time.perf_counter() - started
-        yield items, seen
+                return [], [], [(items[0].sample_id, items[0].filepath, reason)]
+        if self.predictor.device.type == "cuda":
+            torch.cuda.empty_cache()
+        middle = len(items) // 2
+        first, second = self._infer(items[:middle]), self._infer(items[middle:])
+        return first[0] + second[0], first[1] + second[1], first[2] + second[2]
 
-    # --- write
-
-    def _write(
-        self, items: list[_Item], seen: list[labels.Seen], failed: list[tuple[str, str, str]]
-    ) -> tuple[list[_Outcome], float]:
-        """Files first, then one bulk write, also of samples that failed before. Runs in a writer thread."""
-        started = time.perf_counter()
+    def _write(self, items: list[_Item], seen: list[labels.Seen], failed: list[_Failure]) -> list[_Outcome]:
+        """Files first, then one bulk write, also of samples that failed before."""
         outcomes = [_Outcome(filepath, reason) for _, filepath, reason in failed]
         updates = [self._update(sample_id, self._nothing(sample_id, reason)) for sample_id, _, reason in failed]
         for item, image in zip(items, seen, strict=True):
             try:
-                values = _documents(self.labeller.labels(image, item.sample_id))
+                values = self.labeller.documents(image, item.sample_id)
                 problem = None
                 if self.settings.storage == "memory" and len(bson.encode(values)) > MAX_DOCUMENT:
                     problem = (
@@ -426,7 +443,7 @@ class _Stages:
             outcomes.append(_Outcome(item.filepath, problem))
             updates.append(self._update(item.sample_id, values))
         bulk_write(self.dataset, updates)
-        return outcomes, time.perf_counter() - started
+        return outcomes
 
     def _nothing(self, sample_id: str, problem: str) -> dict[str, Any]:
         """A sample that failed has none of the run's labels, and no files."""
@@ -443,25 +460,21 @@ class _Stages:
             {"$set": {**cleared, **written, "last_modified_at": datetime.now(UTC)}},
         )
 
-    def _take_failures(self) -> list[tuple[str, str, str]]:
+    def _take_failures(self) -> list[_Failure]:
         failed, self._failed = self._failed, []
         return failed
 
-    def _note(self, outcomes: list[_Outcome], seconds: float) -> None:
+    def _note(self, finished: _Finished) -> None:
         state = self.state
-        state.busy["write"] += seconds
-        for outcome in outcomes:
+        state.busy["infer"] += finished.infer_seconds
+        state.busy["write"] += finished.write_seconds
+        for outcome in finished.outcomes:
             if outcome.problem is None:
                 state.done += 1
                 continue
             state.failed += 1
             if len(state.failures) < MAX_LISTED:
                 state.failures.append((outcome.filepath, outcome.problem))
-
-
-def _documents(values: dict[str, Any]) -> dict[str, Any]:
-    """Values as the database holds them."""
-    return {name: value.to_dict() if isinstance(value, fo.Label) else value for name, value in values.items()}
 
 
 def read_image(filepath: str) -> NDArray[np.uint8]:
