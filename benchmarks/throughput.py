@@ -1,0 +1,179 @@
+"""How fast a run is, beside its network alone: `python -m benchmarks.throughput [--json]`.
+
+`images_per_second` is a run of the pipeline after a warm-up run, files on disk to fields in MongoDB, without its
+`start_seconds` (loading the model, declaring the fields). `busy_<stage>` is that stage's busy seconds, over all its
+threads, per second of the run. `network_images_per_second` is the forward pass alone at its fastest setting, with
+inputs of the same shape and in the same precision: what a run could reach at best. `efficiency` is the ratio of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import fiftyone as fo
+import numpy as np
+import torch
+
+from inference import checkpoints, pipeline
+from inference.predictor import Predictor, PreparedImage
+from inference.settings import STORAGES, Settings
+
+from .photos import write_cuttings
+
+MAX_BATCH = 64
+SECONDS = 3.0  # per batch size of the network alone
+WARM_UP = 16
+
+
+def network_rates(predictor: Predictor, image: PreparedImage) -> Iterator[tuple[int, float]]:
+    """Images per second of the network's forward passes alone, by batch size 1, 2, 4, …, until it gets slower."""
+    best = 0.0
+    for batch in (2**power for power in range(MAX_BATCH.bit_length())):
+        inputs = [predictor.upload([image.inputs[scale]] * batch) for scale in range(len(predictor.scales))]
+        rate = batch / _seconds_per_call(predictor, inputs)
+        yield batch, rate
+        if rate < 0.95 * best:
+            break
+        best = max(best, rate)
+
+
+@torch.inference_mode()
+def _seconds_per_call(predictor: Predictor, inputs: list[torch.Tensor]) -> float:
+    """The median of the forward passes of SECONDS, after a warm-up."""
+
+    def call() -> float:
+        started = time.perf_counter()
+        for images in inputs:
+            predictor.network(images)
+            if predictor.flip_test:
+                predictor.network(images.flip(3))
+        if predictor.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    for _ in range(2):
+        call()
+    durations = [call() for _ in range(3)]
+    while sum(durations) < SECONDS:
+        durations.append(call())
+    return float(np.median(durations))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run over a dataset of its own, which is deleted afterwards.
+
+    Attributes:
+        images: that got their maps
+        start_seconds: until the first image is read: model, record, fields
+        seconds: from then until the last image is in the database
+        busy: seconds of work by stage
+    """
+
+    images: int
+    start_seconds: float
+    seconds: float
+    busy: dict[str, float]
+
+
+def run_once(paths: Iterable[Path], settings: Settings, count: int) -> Run:
+    """Run the pipeline over ``count`` images; files are used again where there are fewer."""
+    dataset = fo.Dataset(f"throughput-{uuid.uuid4().hex[:8]}")
+    try:
+        samples = (fo.Sample(filepath=str(path)) for path in itertools.islice(itertools.cycle(paths), count))
+        dataset.add_samples(samples, progress=False)
+        begun = time.perf_counter()
+        steps = pipeline.process(dataset.view(), settings)
+        state = next(steps)
+        started = time.perf_counter()
+        for state in steps:  # noqa: B007 (the same object each time)
+            pass
+        ended = time.perf_counter()
+        if state.failed:
+            raise RuntimeError(
+                f"{state.failed} of {count} images failed, so this measures nothing: {state.failures[:3]}"
+            )
+        return Run(state.done, started - begun, ended - started, state.busy)
+    finally:
+        dataset.delete()
+
+
+def measure(settings: Settings, images: list[Path], count: int) -> dict[str, float]:
+    """All numbers; a person sees how it goes on the terminal."""
+    model = checkpoints.load(settings.model, settings.checkpoint)
+    input_size = settings.input_size or model.entry.input_size
+    predictor = Predictor(
+        model.network, model.entry.joint_set.flip, input_size, settings.flip, settings.scales, settings.device
+    )
+    prepared = [predictor.prepare(pipeline.read_image(str(path))) for path in images[:WARM_UP]]
+    shape = Counter(image.shape for image in prepared).most_common(1)[0][0]
+    image = next(image for image in prepared if image.shape == shape)
+    precision = str(predictor.precision).removeprefix("torch.")
+    print(f"{model.entry.name}, inputs of {shape} in {precision} on {predictor.device}", flush=True)
+
+    rates = {}
+    for batch, rate in network_rates(predictor, image):
+        rates[batch] = rate
+        print(f"  network alone, batch {batch:2}: {rate:8.1f} images/s", flush=True)
+    del predictor
+
+    run_once(images, settings, WARM_UP)
+    print(f"  a run over {count} images …", flush=True)
+    done = run_once(images, settings, count)
+    fastest = max(rates, key=lambda batch: rates[batch])
+    rate = done.images / done.seconds
+    return {
+        "images_per_second": rate,
+        **{f"busy_{stage}": seconds / done.seconds for stage, seconds in done.busy.items()},
+        "network_images_per_second": rates[fastest],
+        "network_batch": fastest,
+        "efficiency": rate / rates[fastest],
+        "start_seconds": done.start_seconds,
+        "images": count,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=checkpoints.DEFAULT_MODEL)
+    parser.add_argument("--checkpoint", help="local weights for that model")
+    parser.add_argument("--images", type=Path, help="folder of images; without it, 640x480 cut from the demo photos")
+    parser.add_argument("--count", type=int, default=100, help="images in the measured run (default: %(default)s)")
+    parser.add_argument("--storage", choices=STORAGES, default="files")
+    parser.add_argument("--maps", nargs="+", default=["max", "joints"], help="max, joints, or names of joints")
+    parser.add_argument("--batch-size", type=int, help="of the run; automatic without it")
+    parser.add_argument("--json", action="store_true", help="print one flat JSON object on the last line")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="pose-heatmaps-throughput-") as folder:
+        settings = Settings(
+            model=arguments.model,
+            checkpoint=arguments.checkpoint,
+            maps=tuple(arguments.maps),
+            storage=arguments.storage,
+            maps_dir=str(Path(folder) / "maps"),
+            batch_size=arguments.batch_size,
+        )
+        if arguments.images:
+            images = sorted(path for path in arguments.images.iterdir() if path.is_file())
+        else:
+            images = write_cuttings(Path(folder), min(arguments.count, 100))
+        if not images:
+            parser.error(f"{arguments.images} holds no files.")
+        results = measure(settings, images, arguments.count)
+    for name, value in results.items():
+        print(f"{name:28} {value:10.3f}")
+    if arguments.json:
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
