@@ -85,7 +85,7 @@ class Attached:
         matched: samples with at least one map
         seen: samples looked at so far
         done, failed: samples with maps that are written
-        files: map files found for them
+        files: maps that are attached
         fields: heatmap fields
         unmatched: the first image files without a map
         failures: the first (image file, reason)
@@ -160,7 +160,7 @@ def process(
     runs.declare(dataset, fields)
     record = _open_record(dataset, label_field, matching, fields)
 
-    state = Attached(index.samples, index.matched(), files=index.files(), fields=tuple(heatmaps))
+    state = Attached(index.samples, index.matched(), fields=tuple(heatmaps))
     yield state
     with ExitStack() as stack:
         writer = None
@@ -226,7 +226,8 @@ def _open_record(dataset: fo.Dataset, label_field: str, matching: Matching, fiel
         label_field,
         fields=(*(old.fields if old else ()), *fields),
         run_id=old.run_id if old and own else None,
-        maps_dir=runs.default_maps_dir(dataset),  # of converted maps; the originals are only referred to
+        # of converted maps; the originals are only referred to
+        maps_dir=old.maps_dir if old and own else runs.default_maps_dir(dataset),
         source=str(Path(matching.maps_dir).expanduser().absolute()),
         pattern=matching.pattern,
         joint_pattern=matching.joint_pattern,
@@ -538,12 +539,13 @@ def _update(
         values = {**dict.fromkeys(record.fields), status: labels}
     elif labels:
         state.done += 1
+        state.files += len(labels)
         values = {runs.field_name(record.label_field, name): label for name, label in labels.items()}
         values[status] = runs.DONE
     else:
         if len(state.unmatched) < MAX_LISTED:
             state.unmatched.append(image)
         # A sample that has maps from another folder keeps them, and its status.
-        message = f"No map of this image was found in {record.settings['source']}."
-        return UpdateOne({"_id": ObjectId(sample_id), status: {"$ne": runs.DONE}}, {"$set": {status: message}})
-    return UpdateOne({"_id": ObjectId(sample_id)}, {"$set": {**values, "last_modified_at": datetime.now(UTC)}})
+        values = {status: f"No map of this image was found in {record.settings['source']}."}
+    which = {"_id": ObjectId(sample_id)} if labels else {"_id": ObjectId(sample_id), status: {"$ne": runs.DONE}}
+    return UpdateOne(which, {"$set": {**values, "last_modified_at": datetime.now(UTC)}})

@@ -272,11 +272,12 @@ def adopt(
         found = [name for name in heatmap_fields(dataset) if name.startswith(f"{label_field}_")]
         fields = [name for name in (*found, *extras) if name in schema and name not in others]
     fields = tuple(dict.fromkeys(fields))
-    suffixes = {name.removeprefix(f"{label_field}_") for name in fields if name in heatmap_fields(dataset)}
+    heatmaps = heatmap_fields(dataset)
+    suffixes = {name.removeprefix(f"{label_field}_") for name in fields if name in heatmaps}
     if not suffixes:
         raise ValueError(
             f"The dataset has no heatmap field '{label_field}_…' without a record; its heatmap fields are "
-            f"{', '.join(heatmap_fields(dataset)) or 'none'}."
+            f"{', '.join(heatmaps) or 'none'}."
         )
     if joint_set is None:
         joint_set = max(JOINT_SETS.values(), key=lambda known: len(suffixes & set(known.joints)))
@@ -330,7 +331,7 @@ class Extent:
 def extent(dataset: fo.Dataset, record: Record) -> Extent:
     """Count the samples, and estimate the files from those of some samples: no folder is walked through."""
     fields = tuple(name for name in record.fields if name in dataset.get_field_schema())
-    maps = [name for name in fields if name in heatmap_fields(dataset)]
+    maps = sorted({*fields} & {*heatmap_fields(dataset)})
     any_map: list[dict[str, Any]] = [{name: {"$ne": None}} for name in maps]
     with_maps = dataset.match({"$or": any_map or [{"_id": None}]})
     samples = len(with_maps)

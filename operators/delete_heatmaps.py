@@ -96,13 +96,14 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
     if chosen is None:
         return
     extent = runs.extent(ctx.dataset, chosen)
-    files = extent.files > 0
+    files = bool(extent.folders)
     if files:
         inputs.bool("delete_files", default=True, label="Files", description="Also delete the map files of the run")
     text = f"This deletes {len(extent.fields)} fields with the maps of {forms.samples(extent.samples)}"
     if files and ctx.params.get("delete_files", True):
-        about = f"about {extent.files:,} map files ({forms.size(extent.bytes)}) in {', '.join(extent.folders)}"
-        text += f", and {about}. Clones of this dataset show these files too"
+        about = f"about {extent.files:,} map files ({forms.size(extent.bytes)})"
+        what = about if extent.files else "the files that are left"  # of a deletion that was killed
+        text += f", and {what} in {', '.join(extent.folders)}. Clones of this dataset show these files too"
     elif not files and chosen.adopted:
         text += ". The map files stay: the run did not make them"
     elif not files and chosen.dataset_id != runs.dataset_id(ctx.dataset):

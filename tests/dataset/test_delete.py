@@ -176,6 +176,7 @@ def test_killed_while_deleting_it_goes_on_from_there(delete, dataset: Callable, 
     made.reload()
     assert not made.has_field("pose_max"), "no sample refers to a file that is gone"
     assert len(files_in(tmp_path)) == 5
+    assert "the files that are left in" in form_text(delete, made, label_field="pose")
     assert delete(made, "pose") == 5
     assert files_in(tmp_path) == set()
     assert made.list_runs() == []
