@@ -21,6 +21,7 @@ from .joints import JOINT_SETS, JointSet
 from .map_files import delete_maps
 
 MAX_COLOR = "#39ff14"  # stands out on skin, clothes, sky and grass alike, which red does not
+KEYPOINTS_COLOR = "#ff4fd8"  # and on the maximum map
 DONE = "done"
 SAMPLES_MEASURED = 50
 METHOD = "pose-heatmaps"  # tells this plugin's records from other FiftyOne runs
@@ -125,21 +126,22 @@ def declare(dataset: fo.Dataset, fields: dict[str, type]) -> None:
 def style(dataset: fo.Dataset, label_field: str, joint_set: JointSet | None, fields: Iterable[str]) -> None:
     """Give a run's fields their colours and skeleton, and switch its maximum map on in the App.
 
-    What people chose for other fields stays; the way of colouring is set only where the dataset has no colour scheme.
+    What people chose stays; the way of colouring is set only where the dataset has no colour scheme.
     """
     fields = set(fields)
-    colors = {field_name(label_field, "max"): MAX_COLOR}
+    keypoints = field_name(label_field, "keypoints")
+    colors = {field_name(label_field, "max"): MAX_COLOR, keypoints: KEYPOINTS_COLOR}
     if joint_set is not None:
         colors |= {field_name(label_field, joint): color for joint, color in joint_set.colors.items()}
-        keypoints = field_name(label_field, "keypoints")
         if keypoints in fields:
             dataset.skeletons[keypoints] = fo.KeypointSkeleton(
                 labels=list(joint_set.joints), edges=[list(limb) for limb in joint_set.limbs]
             )
     config = dataset.app_config
     scheme = config.color_scheme or fo.ColorScheme(color_by="field")
-    others = [entry for entry in scheme.fields or [] if entry["path"] not in colors]
-    scheme.fields = others + [{"path": path, "fieldColor": color} for path, color in colors.items() if path in fields]
+    chosen = list(scheme.fields or [])
+    new = fields - {entry["path"] for entry in chosen}
+    scheme.fields = chosen + [{"path": path, "fieldColor": color} for path, color in colors.items() if path in new]
     config.color_scheme = scheme
     _switch_on(dataset, label_field, fields)
     dataset.save()
