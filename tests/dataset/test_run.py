@@ -13,7 +13,7 @@ import fiftyone as fo
 import numpy as np
 import pytest
 
-from inference import checkpoints, pipeline, runs
+from inference import checkpoints, pipeline, runs, views
 from inference.joints import COCO
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -172,8 +172,8 @@ def test_colours_skeleton_and_the_maximum_switched_on(photos_run: tuple[fo.Datas
     scheme = made.app_config.color_scheme
     assert scheme.color_by == "field"
     colors = {entry["path"]: entry["fieldColor"] for entry in scheme.fields}
-    assert set(colors) == {f"pose_{name}" for name in MAPS}
-    assert len(set(colors.values())) == 18
+    assert set(colors) == {f"pose_{name}" for name in (*MAPS, "keypoints")}
+    assert len(set(colors.values())) == 19
     active = made.app_config.active_fields
     assert not active.exclude
     assert {path for path in active.paths if path.startswith("pose_")} >= {"pose_max", "pose_keypoints"}
@@ -183,12 +183,14 @@ def test_colours_skeleton_and_the_maximum_switched_on(photos_run: tuple[fo.Datas
     assert [15, 13] in skeleton.edges
 
 
-def test_choices_that_people_made_for_other_fields_stay(dataset: Callable, photos: Path, tmp_path: Path):
+def test_choices_that_people_made_stay(dataset: Callable, photos: Path, tmp_path: Path):
     made = dataset([photos / "rocket.jpg"])
     for name in ("depth", "saliency"):
         made.add_sample_field(name, fo.EmbeddedDocumentField, embedded_doc_type=fo.Heatmap)
     made.app_config.color_scheme = fo.ColorScheme(
-        color_by="value", fields=[{"path": "depth", "fieldColor": "#123456"}], opacity=0.4
+        color_by="value",
+        fields=[{"path": "depth", "fieldColor": "#123456"}, {"path": "pose_nose", "fieldColor": "#654321"}],
+        opacity=0.4,
     )
     made.app_config.active_fields = fo.DatasetAppConfig.default_active_fields(made)
     made.app_config.active_fields.paths = ["depth"]
@@ -199,7 +201,9 @@ def test_choices_that_people_made_for_other_fields_stay(dataset: Callable, photo
 
     scheme = made.app_config.color_scheme
     assert (scheme.color_by, scheme.opacity) == ("value", 0.4)
-    assert {"path": "depth", "fieldColor": "#123456"} in scheme.fields
+    colors = {entry["path"]: entry["fieldColor"] for entry in scheme.fields}
+    assert (colors["depth"], colors["pose_nose"]) == ("#123456", "#654321")
+    assert len(colors) == len(scheme.fields)
     assert set(made.app_config.active_fields.paths) == {"depth", "pose_max", "pose_keypoints"}
     assert set(made.skeletons) == {"hands", "pose_keypoints"}
 
@@ -459,3 +463,17 @@ def test_fields_that_came_otherwise_are_adopted_without_those_of_other_runs(
     colors = {entry["path"]: entry["fieldColor"] for entry in made.app_config.color_scheme.fields}
     assert colors["pose_nose"] == COCO.colors["nose"]
     assert "pose_b_max" in runs.read_record(made, "pose_b").fields
+
+
+def test_a_limited_view_stays_what_it_was_when_the_run_began(
+    dataset: Callable, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A view of the first samples without maps shows others as soon as these have theirs."""
+    monkeypatch.setattr(views, "PAGE", 2)
+    made = dataset([photos / "rocket.jpg"] * 8)
+    made.add_sample_field("pose_status", fo.StringField)
+    todo = made.match(fo.ViewField("pose_status") != "done")
+    state = run(todo.limit(5), tmp_path)
+    assert (state.total, state.done) == (5, 5)
+    assert made.values("pose_status") == ["done"] * 5 + [None] * 3
+    assert run(todo, tmp_path).done == 3
