@@ -64,7 +64,7 @@ def strongest_joints(sample: fo.Sample, count: int = SHOWN_JOINTS) -> list[tuple
     """The joints with the highest peaks: name, value (0 to 1), and place (x, y) relative to the image."""
     found = []
     for joint in COCO.joints:
-        values = cv2.imread(sample[f"pose_{joint}"].map_path, cv2.IMREAD_GRAYSCALE)
+        values = sample[f"pose_{joint}"].get_map()
         y, x = np.unravel_index(values.argmax(), values.shape)
         place = (float(x + 0.5) / values.shape[1], float(y + 0.5) / values.shape[0])
         found.append((joint, float(values.max()) / 255, place))
@@ -103,7 +103,7 @@ def draw_overview(samples: list[fo.Sample], path: Path) -> None:
 def _draw_photo(axis: Axes, sample: fo.Sample) -> None:
     photo = read_image(sample.filepath)
     height, width = photo.shape[:2]
-    axis.imshow(_with_map(photo, cv2.imread(sample.pose_max.map_path, cv2.IMREAD_GRAYSCALE)))
+    axis.imshow(_with_map(photo, sample.pose_max.get_map()))
     for person in sample.pose_keypoints.keypoints:
         _draw_skeleton(axis, np.array(person.points) * (width, height), np.array(person.confidence))
     _label_joints(axis, strongest_joints(sample), width, height)
