@@ -9,6 +9,7 @@ from bson import ObjectId
 from pymongo import UpdateOne
 
 PAGE = 1000  # samples asked of the database at once
+COUNTING = (fo.Limit, fo.Skip, fo.Take)  # stages that let samples through by their number
 
 
 def target_problem(view: fo.core.collections.SampleCollection) -> str | None:
@@ -39,15 +40,24 @@ def pages(view: fo.core.collections.SampleCollection) -> Iterator[tuple[str, str
     """Ids and files of a view in the order of ids, a page at a time.
 
     No list of all samples is made, and no database cursor stays open while the network works, which would time out.
+    Only of a view that is limited to a number of samples the ids are listed: what its stages let through may change
+    with what a run writes.
     """
+    if isinstance(view, fo.DatasetView) and any(isinstance(stage, COUNTING) for stage in view._stages):
+        ids = sorted(map(ObjectId, view.values("id")))
+        for start in range(0, len(ids), PAGE):
+            query = {"_id": {"$in": ids[start : start + PAGE]}}
+            for sample in view._dataset._sample_collection.find(query, ["filepath"]).sort("_id"):
+                yield str(sample["_id"]), sample["filepath"]
+        return
     last = None
     while True:
         rest = view if last is None else view.match({"_id": {"$gt": ObjectId(last)}})
-        ids, filepaths = rest.sort_by("id").limit(PAGE).values(["id", "filepath"])
-        yield from zip(ids, filepaths, strict=True)
-        if len(ids) < PAGE:
+        page, filepaths = rest.sort_by("id").limit(PAGE).values(["id", "filepath"])
+        yield from zip(page, filepaths, strict=True)
+        if len(page) < PAGE:
             return
-        last = ids[-1]
+        last = page[-1]
 
 
 def bulk_write(dataset: fo.Dataset, updates: Sequence[UpdateOne]) -> None:
