@@ -93,6 +93,6 @@ def warp_for(
     else:
         ratio = min(base_wh) / min(image_wh)
     factor = scale / smallest
-    input_wh = (int(base_wh[0] * factor), int(base_wh[1] * factor))
+    input_wh = (int(base_wh[0] * factor + 1e-6), int(base_wh[1] * factor + 1e-6))  # 0.3 / 0.1 is below 3
     center = (int(image_wh[0] / 2 + 0.5), int(image_wh[1] / 2 + 0.5))
     return Warp(image_wh, input_wh, ratio * factor, center, reduced)

@@ -51,7 +51,7 @@ class JointSet:
                 raise ValueError(f"Joint set '{self.name}': '{what}' must list each of 0 to {count - 1} once.")
         if len(self.sigmas) != count:
             raise ValueError(f"Joint set '{self.name}': 'sigmas' must have {count} numbers, one per joint.")
-        if any(not 0 <= joint < count for limb in self.limbs for joint in limb):
+        if any(len(limb) != 2 or min(limb) < 0 or max(limb) >= count for limb in self.limbs):
             raise ValueError(f"Joint set '{self.name}': 'limbs' must be pairs of joint indices below {count}.")
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ class JointSet:
                 name=str(values["name"]),
                 joints=tuple(values["joints"]),
                 flip=tuple(values["flip"]),
-                limbs=tuple((a, b) for a, b in values["limbs"]),
+                limbs=tuple(tuple(limb) for limb in values["limbs"]),
                 grouping_order=tuple(values.get("grouping_order", range(len(values["joints"])))),
                 sigmas=tuple(values.get("sigmas", [0.079] * len(values["joints"]))),
             )

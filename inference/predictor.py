@@ -90,6 +90,11 @@ class Predictor:
     ):
         if not scales or min(scales) <= 0:
             raise ValueError("scales must list at least one number above 0, for example (0.5, 1, 2).")
+        if any(abs(2 * scale / min(scales) - round(2 * scale / min(scales))) > 1e-6 for scale in scales):
+            raise ValueError(
+                f"scales are {', '.join(map(str, scales))}; each must be a multiple of half of the smallest one, since "
+                "the network halves its input five times, for example (0.5, 1, 2) or (1, 1.5)."
+            )
         if input_size < 64:
             raise ValueError(f"input_size is {input_size}; it must be at least 64 pixels.")
         self.config = network.config
