@@ -11,16 +11,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import tempfile
 import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import fiftyone as fo
-import numpy as np
 import torch
 
 from inference import checkpoints, pipeline
@@ -34,38 +35,54 @@ SECONDS = 3.0  # per batch size of the network alone
 WARM_UP = 16
 
 
-def network_rates(predictor: Predictor, image: PreparedImage) -> Iterator[tuple[int, float]]:
-    """Images per second of the network's forward passes alone, by batch size 1, 2, 4, …, until it gets slower."""
-    best = 0.0
-    for batch in (2**power for power in range(MAX_BATCH.bit_length())):
-        inputs = [predictor.upload([image.inputs[scale]] * batch) for scale in range(len(predictor.scales))]
-        rate = batch / _seconds_per_call(predictor, inputs)
-        yield batch, rate
-        if rate < 0.95 * best:
-            break
-        best = max(best, rate)
+def network_rates(predictor: Predictor, image: PreparedImage) -> Iterator[tuple[int, int, float]]:
+    """Images per second of the network's forward passes alone: batch size, batches at once, rate.
+
+    Batches of 1, 2, 4, … images until it gets slower; on a CPU also several at once, each on one core.
+    """
+    cores = os.cpu_count() or 1
+    for at_once in (1, cores) if predictor.device.type == "cpu" and cores > 1 else (1,):
+        best = 0.0
+        for batch in (2**power for power in range(MAX_BATCH.bit_length())):
+            rate = _parallel_rate(predictor, image, batch, at_once)
+            yield batch, at_once, rate
+            if rate < 0.95 * best:
+                break
+            best = max(best, rate)
+
+
+def _parallel_rate(predictor: Predictor, image: PreparedImage, batch: int, at_once: int) -> float:
+    if at_once == 1:
+        return _network_rate(predictor, image, batch)
+    usual_threads = torch.get_num_threads()
+    with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+        running = [threads.submit(_network_rate, predictor, image, batch) for _ in range(at_once)]
+        rate = sum(future.result() for future in running)
+    torch.set_num_threads(usual_threads)
+    return rate
 
 
 @torch.inference_mode()
-def _seconds_per_call(predictor: Predictor, inputs: list[torch.Tensor]) -> float:
-    """The median of the forward passes of SECONDS, after a warm-up."""
+def _network_rate(predictor: Predictor, image: PreparedImage, batch: int) -> float:
+    """Images per second in SECONDS of forward passes, after two that do not count."""
+    inputs = [predictor.upload([image.inputs[scale]] * batch) for scale in range(len(predictor.scales))]
 
-    def call() -> float:
-        started = time.perf_counter()
+    def call() -> None:
         for images in inputs:
             predictor.network(images)
             if predictor.flip_test:
                 predictor.network(images.flip(3))
         if predictor.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - started
 
     for _ in range(2):
         call()
-    durations = [call() for _ in range(3)]
-    while sum(durations) < SECONDS:
-        durations.append(call())
-    return float(np.median(durations))
+    started = time.perf_counter()
+    calls = 0
+    while calls < 3 or time.perf_counter() - started < SECONDS:
+        call()
+        calls += 1
+    return calls * batch / (time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
@@ -120,23 +137,24 @@ def measure(settings: Settings, images: list[Path], count: int) -> dict[str, flo
     precision = str(predictor.precision).removeprefix("torch.")
     print(f"{model.entry.name}, inputs of {shape} in {precision} on {predictor.device}", flush=True)
 
-    rates = {}
-    for batch, rate in network_rates(predictor, image):
-        rates[batch] = rate
-        print(f"  network alone, batch {batch:2}: {rate:8.1f} images/s", flush=True)
+    network, network_batch, network_at_once = 0.0, 0, 0
+    for batch, at_once, rate in network_rates(predictor, image):
+        print(f"  network alone, batch {batch:2}, {at_once} at once: {rate:8.1f} images/s", flush=True)
+        if rate > network:
+            network, network_batch, network_at_once = rate, batch, at_once
     del predictor
 
     run_once(images, settings, WARM_UP)
     print(f"  a run over {count} images …", flush=True)
     done = run_once(images, settings, count)
-    fastest = max(rates, key=lambda batch: rates[batch])
     rate = done.images / done.seconds
     return {
         "images_per_second": rate,
         **{f"busy_{stage}": seconds / done.seconds for stage, seconds in done.busy.items()},
-        "network_images_per_second": rates[fastest],
-        "network_batch": fastest,
-        "efficiency": rate / rates[fastest],
+        "network_images_per_second": network,
+        "network_batch": network_batch,
+        "network_batches_at_once": network_at_once,
+        "efficiency": rate / network,
         "start_seconds": done.start_seconds,
         "images": count,
     }
