@@ -82,17 +82,17 @@ with MapWriter(sys.argv[1], {RUN!r}) as writer:
 
 def test_two_writers_of_one_sample_leave_whole_maps(tmp_path: Path) -> None:
     """Every file is one of theirs, also while both write; nobody gets an error and no leftovers stay."""
-    count = 40
-    theirs = [maps(1), maps(2)]
+    count, again = 8, 6
+    theirs = [maps(1, 250), maps(2, 250)]
     barrier = threading.Barrier(2)
     errors: list[BaseException] = []
 
     def write(own: dict[str, NDArray[np.uint8]]) -> None:
         try:
             with MapWriter(tmp_path, RUN) as writer:
-                for index in range(count):
+                for index in range(count * again):
                     barrier.wait(30)
-                    for name, path in writer.write(f"{index:024x}", own).items():
+                    for name, path in writer.write(f"{index % count:024x}", own).items():
                         seen = cv2.imread(path, cv2.IMREAD_UNCHANGED)
                         assert any(np.array_equal(seen, each[name]) for each in theirs), f"{path} is corrupt"
         except BaseException as error:
