@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
@@ -108,5 +109,6 @@ def _resample(heatmaps: Tensor, warps: Sequence[Warp], sizes: list[tuple[int, in
 
 
 def _quantise(values: Tensor, dtype: str, floor: float) -> Tensor:
-    values = torch.where(values < floor, 0.0, values).clamp_(0, 1)
+    # Values below the floor become 0; one pass over the maps less than comparing and choosing.
+    values = F.threshold(values, float(np.nextafter(np.float32(floor), np.float32(-1))), 0.0).clamp_(max=1)
     return values if dtype == "float32" else values.mul_(255).round_().to(torch.uint8)
