@@ -23,7 +23,8 @@ def save(picture: Image.Image, name: str) -> None:
         size = (round(picture.width * scale), round(picture.height * scale))
         small = picture.resize(size, Image.Resampling.LANCZOS) if scale < 1 else picture
         encoded = io.BytesIO()
-        small.quantize(256, method=Image.Quantize.MEDIANCUT).save(encoded, "png", optimize=True)
+        # the method that keeps the few vivid pixels of a map as vivid as they are
+        small.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=2).save(encoded, "png", optimize=True)
         if encoded.tell() <= MAX_BYTES:
             break
         scale *= 0.9
