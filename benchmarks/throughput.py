@@ -4,6 +4,8 @@
 `start_seconds` (loading the model, declaring the fields). `busy_<stage>` is that stage's busy seconds, over all its
 threads, per second of the run. `network_images_per_second` is the forward pass alone at its fastest setting, with
 inputs of the same shape and in the same precision: what a run could reach at best. `efficiency` is the ratio of both.
+`cpu_seconds` and `cpu_seconds_network` are per image; they say more where the
+machine has other work to do.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ SECONDS = 3.0  # per batch size of the network alone
 WARM_UP = 16
 
 
-def network_rates(predictor: Predictor, image: PreparedImage) -> Iterator[tuple[int, int, float]]:
-    """Images per second of the network's forward passes alone: batch size, batches at once, rate.
+def network_rates(predictor: Predictor, image: PreparedImage) -> Iterator[tuple[int, int, float, float]]:
+    """The network's forward passes alone: batch size, batches at once, images per second, CPU seconds per image.
 
     Batches of 1, 2, 4, … images until it gets slower; on a CPU also several at once, each on one core.
     """
@@ -44,27 +46,31 @@ def network_rates(predictor: Predictor, image: PreparedImage) -> Iterator[tuple[
     for at_once in (1, cores) if predictor.device.type == "cpu" and cores > 1 else (1,):
         best = 0.0
         for batch in (2**power for power in range(MAX_BATCH.bit_length())):
-            rate = _parallel_rate(predictor, image, batch, at_once)
-            yield batch, at_once, rate
+            rate, cpu = _parallel_rate(predictor, image, batch, at_once)
+            yield batch, at_once, rate, cpu
             if rate < 0.95 * best:
                 break
             best = max(best, rate)
 
 
-def _parallel_rate(predictor: Predictor, image: PreparedImage, batch: int, at_once: int) -> float:
+def _parallel_rate(predictor: Predictor, image: PreparedImage, batch: int, at_once: int) -> tuple[float, float]:
+    begun = time.process_time()
     if at_once == 1:
-        return _network_rate(predictor, image, batch)
+        images, seconds = _network_rate(predictor, image, batch)
+        return images / seconds, (time.process_time() - begun) / (images + 2 * batch)
     usual_threads = torch.get_num_threads()
     with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,)) as threads:
         running = [threads.submit(_network_rate, predictor, image, batch) for _ in range(at_once)]
-        rate = sum(future.result() for future in running)
+        done = [future.result() for future in running]
     torch.set_num_threads(usual_threads)
-    return rate
+    images = sum(count for count, _ in done)
+    cpu = (time.process_time() - begun) / (images + 2 * batch * at_once)
+    return sum(count / seconds for count, seconds in done), cpu
 
 
 @torch.inference_mode()
-def _network_rate(predictor: Predictor, image: PreparedImage, batch: int) -> float:
-    """Images per second in SECONDS of forward passes, after two that do not count."""
+def _network_rate(predictor: Predictor, image: PreparedImage, batch: int) -> tuple[int, float]:
+    """Images in SECONDS of forward passes, and the exact seconds, after two passes that do not count."""
     inputs = [predictor.upload([image.inputs[scale]] * batch) for scale in range(len(predictor.scales))]
 
     def call() -> None:
@@ -82,7 +88,7 @@ def _network_rate(predictor: Predictor, image: PreparedImage, batch: int) -> flo
     while calls < 3 or time.perf_counter() - started < SECONDS:
         call()
         calls += 1
-    return calls * batch / (time.perf_counter() - started)
+    return calls * batch, time.perf_counter() - started
 
 
 @dataclass(frozen=True)
@@ -94,12 +100,14 @@ class Run:
         start_seconds: until the first image is read: model, record, fields
         seconds: from then until the last image is in the database
         busy: seconds of work by stage
+        cpu_seconds: of this process in ``seconds``
     """
 
     images: int
     start_seconds: float
     seconds: float
     busy: dict[str, float]
+    cpu_seconds: float
 
 
 def run_once(paths: Iterable[Path], settings: Settings, count: int) -> Run:
@@ -111,15 +119,15 @@ def run_once(paths: Iterable[Path], settings: Settings, count: int) -> Run:
         begun = time.perf_counter()
         steps = pipeline.process(dataset.view(), settings)
         state = next(steps)
-        started = time.perf_counter()
+        started, cpu_begun = time.perf_counter(), time.process_time()
         for state in steps:  # noqa: B007 (the same object each time)
             pass
-        ended = time.perf_counter()
+        ended, cpu_ended = time.perf_counter(), time.process_time()
         if state.failed:
             raise RuntimeError(
                 f"{state.failed} of {count} images failed, so this measures nothing: {state.failures[:3]}"
             )
-        return Run(state.done, started - begun, ended - started, state.busy)
+        return Run(state.done, started - begun, ended - started, state.busy, cpu_ended - cpu_begun)
     finally:
         dataset.delete()
 
@@ -137,9 +145,10 @@ def measure(settings: Settings, images: list[Path], count: int) -> dict[str, flo
     precision = str(predictor.precision).removeprefix("torch.")
     print(f"{model.entry.name}, inputs of {shape} in {precision} on {predictor.device}", flush=True)
 
-    network, network_batch, network_at_once = 0.0, 0, 0
-    for batch, at_once, rate in network_rates(predictor, image):
+    network, network_batch, network_at_once, network_cpu = 0.0, 0, 0, float("inf")
+    for batch, at_once, rate, cpu in network_rates(predictor, image):
         print(f"  network alone, batch {batch:2}, {at_once} at once: {rate:8.1f} images/s", flush=True)
+        network_cpu = min(network_cpu, cpu)
         if rate > network:
             network, network_batch, network_at_once = rate, batch, at_once
     del predictor
@@ -155,6 +164,8 @@ def measure(settings: Settings, images: list[Path], count: int) -> dict[str, flo
         "network_batch": network_batch,
         "network_batches_at_once": network_at_once,
         "efficiency": rate / network,
+        "cpu_seconds_network": network_cpu,
+        "cpu_seconds": done.cpu_seconds / done.images,
         "start_seconds": done.start_seconds,
         "images": count,
     }
