@@ -98,14 +98,20 @@ def keep(folder: Path) -> None:
     """Run the folder's server until its last client has ended."""
     (folder / "port").unlink(missing_ok=True)
     mongod, port = start_mongod(folder / "data")
-    (folder / "port").write_text(str(port))
-    while mongod.poll() is None:
-        time.sleep(1)
-        with _locked(folder):  # nobody is promised a server that is about to stop
-            if not any([_lives(client) for client in (folder / "clients").iterdir()]):
-                (folder / "port").unlink()
-                mongod.terminate()
-                mongod.wait()
+    try:
+        (folder / "port").write_text(str(port))
+        while mongod.poll() is None:
+            time.sleep(1)
+            with _locked(folder):  # nobody is promised a server that is about to stop
+                if not any([_lives(client) for client in (folder / "clients").iterdir()]):
+                    (folder / "port").unlink()
+                    mongod.terminate()
+                    mongod.wait()
+    except FileNotFoundError:
+        pass  # the whole folder was deleted
+    finally:
+        mongod.terminate()
+        mongod.wait()
 
 
 @contextlib.contextmanager
