@@ -22,7 +22,7 @@ from .settings import Settings, find_maps
 
 # The published grouping makes a group of every stray peak. A ranking by score, as in AP, does not mind; people who look
 # at skeletons do, and so does the App, which loads all of them with every page.
-MIN_PERSON_SCORE = 0.2
+MIN_PERSON_SCORE = 0.15
 DIGITS = 5  # of coordinates relative to the image and of heatmap values: a hundredth of a pixel, in half the bytes
 
 
