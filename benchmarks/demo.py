@@ -89,7 +89,13 @@ def draw_overview(samples: list[fo.Sample], path: Path) -> None:
     matplotlib.use("Agg")
     columns = min(3, len(samples))
     rows = -(-len(samples) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.6 * columns, 4.1 * rows), squeeze=False, facecolor="#16181d")
+    # Each row is as high as its highest photo.
+    shapes = [read_image(sample.filepath).shape for sample in samples]
+    heights = [max(h / w for h, w, _ in shapes[row * columns : (row + 1) * columns]) for row in range(rows)]
+    size = (4.6 * columns, sum(4.6 * min(height, 1) + 0.4 for height in heights))
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, squeeze=False, facecolor="#16181d", height_ratios=[min(h, 1) for h in heights]
+    )
     for axis in axes.flat:
         axis.axis("off")
     for axis, sample in zip(axes.flat, samples, strict=False):

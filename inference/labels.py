@@ -23,6 +23,8 @@ from .settings import Settings, find_maps
 # The published grouping makes a group of every stray peak. A ranking by score, as in AP, does not mind; people who look
 # at skeletons do, and so does the App, which loads all of them with every page.
 MIN_PERSON_SCORE = 0.15
+# It also finds a place for every joint that a person lacks, however low the heatmap is there; these are not drawn.
+MIN_JOINT_VALUE = 0.1  # the published detection threshold
 DIGITS = 5  # of coordinates relative to the image and of heatmap values: a hundredth of a pixel, in half the bytes
 
 
@@ -125,12 +127,13 @@ def file_heatmap(path: str) -> fo.Heatmap:
 
 
 def keypoints(people: People, warp: Warp) -> fo.Keypoints:
-    """People as keypoints: points relative to the image, NaN where a joint is absent, with the heatmap's values."""
+    """People as keypoints: points relative to the image with the heatmap's values, NaN where that is below 0.1."""
     joints = people.joints.astype(np.float64)
     points = warp.to_image(joints[:, :, :2]) / np.array(warp.image_wh)
     values = joints[:, :, 2]
-    points[values <= 0] = np.nan
-    values = np.where(values > 0, values, np.nan)
+    absent = values < MIN_JOINT_VALUE
+    points[absent] = np.nan
+    values[absent] = np.nan
     points, values = points.round(DIGITS), values.round(DIGITS)
     return fo.Keypoints(
         keypoints=[
