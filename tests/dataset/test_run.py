@@ -397,13 +397,15 @@ def test_replace_on_a_view_keeps_the_other_samples_maps(dataset: Callable, photo
 def test_a_replacement_that_is_killed_leaves_every_sample_with_maps_and_is_finished_later(
     dataset: Callable, photos: Path, tmp_path: Path
 ):
-    made = dataset([photos / "astronaut.jpg"] * 12)
+    made = dataset([photos / "astronaut.jpg"] * 40)
     run(made, tmp_path, maps=("max", "nose"))
     old = runs.read_record(made, "pose").run_id
     code = (
         "import os, signal, sys, fiftyone as fo; from inference import pipeline\n"
         "made = fo.load_dataset(sys.argv[1])\n"
-        "settings = pipeline.Settings(maps_dir=sys.argv[2], input_size=64, maps=('max', 'nose'), floor=0.1)\n"
+        "settings = pipeline.Settings(\n"
+        "    maps_dir=sys.argv[2], input_size=64, maps=('max', 'nose'), floor=0.1, batch_size=1\n"
+        ")\n"
         "for state in pipeline.process(made, settings, existing='replace'):\n"
         "    if state.done >= 4:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)"
@@ -411,7 +413,7 @@ def test_a_replacement_that_is_killed_leaves_every_sample_with_maps_and_is_finis
     assert run_in_process(code, made.name, tmp_path).returncode == -signal.SIGKILL
 
     made.reload()
-    assert 0 < runs.counts(made, "pose")[0] < 12
+    assert 0 < runs.counts(made, "pose")[0] < 40
     for name in ("pose_max", "pose_nose"):
         assert all(Path(path).is_file() for path in made.values(f"{name}.map_path"))
     for one, other in zip(made.values("pose_max.map_path"), made.values("pose_nose.map_path"), strict=True):
@@ -420,7 +422,7 @@ def test_a_replacement_that_is_killed_leaves_every_sample_with_maps_and_is_finis
 
     state = run(made, tmp_path, maps=("max", "nose"), floor=0.1)
     assert state.skipped > 0
-    assert made.count_values("pose_status") == {"done": 12}
+    assert made.count_values("pose_status") == {"done": 40}
     referred = {Path(path) for name in ("max", "nose") for path in made.values(f"pose_{name}.map_path")}
     assert files_in(tmp_path) == referred
     assert not (tmp_path / old).exists()
