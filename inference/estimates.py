@@ -11,7 +11,7 @@ from . import checkpoints
 from .predictor import Predictor
 from .settings import Settings
 
-PHOTO_WH = (640, 480)  # where the images' sizes are not known
+PHOTO_WH = (640, 480)  # of a typical image; the real sizes are not looked at
 OVERHEAD = 1.15  # of reading, grouping and writing, over the network's time
 BYTES_PER_PIXEL = 0.04  # of a PNG at the default floor; most of a map is zero
 PNG_HEADER = 70
@@ -44,15 +44,14 @@ def seconds_per_image(settings: Settings) -> float:
     return OVERHEAD * _seconds_per_image(settings.model, settings.checkpoint, *choices)
 
 
-def bytes_per_image(settings: Settings, maps: int, image_wh: tuple[float, float] = PHOTO_WH) -> float:
+def bytes_per_image(settings: Settings, maps: int) -> float:
     """Of the maps on disk, or in the database; a rough figure, since it depends on how many people there are.
 
     Args:
         settings: resolved
         maps: number of maps per image
-        image_wh: mean size of the images, pixels
     """
-    width, height = image_wh
+    width, height = float(PHOTO_WH[0]), float(PHOTO_WH[1])
     if settings.resolution == "network":
         ratio = float(settings.input_size or 256) / min(width, height) / 2
         width, height = width * ratio, height * ratio

@@ -139,7 +139,7 @@ def _change_problem(dataset: fo.Dataset, settings: Settings, sha256: str, existi
     old = runs.read_record(dataset, settings.label_field)
     if old is None or existing == "replace":
         return None
-    if old.adopted or old.dataset_id != runs.dataset_id(dataset):
+    if _is_foreign(old, dataset):
         origin = "were attached or adopted" if old.adopted else "came with the dataset that this one is a clone of"
         return f"The maps of '{settings.label_field}' {origin}. Choose another label field, or pass existing='replace'."
     changed = runs.differences(old, {**settings.recorded(), "sha256": sha256})
@@ -149,6 +149,11 @@ def _change_problem(dataset: fo.Dataset, settings: Settings, sha256: str, existi
         f"'{settings.label_field}' holds the maps of a run with other settings: {'; '.join(changed)}. Choose another "
         "label field, or pass existing='replace' to make them anew or existing='append' to add to them."
     )
+
+
+def _is_foreign(record: runs.Record, dataset: fo.Dataset) -> bool:
+    """Whether the maps of a record were not made by a run on this dataset."""
+    return record.adopted or record.dataset_id != runs.dataset_id(dataset)
 
 
 def run(
@@ -215,7 +220,7 @@ def process(
         scales=settings.scales,
         device=settings.device,
     )
-    record = _open_record(view, dataset, settings, model, existing)
+    record = _open_record(dataset, settings, model, existing)
     status = runs.field_name(settings.label_field, "status")
     todo = view.match({status: {"$ne": runs.DONE}}) if skip_existing else view.view()
 
@@ -243,7 +248,6 @@ def _fields(settings: Settings, joint_set: JointSet) -> dict[str, type]:
 
 
 def _open_record(
-    view: fo.core.collections.SampleCollection,
     dataset: fo.Dataset,
     settings: Settings,
     model: checkpoints.LoadedModel,
@@ -254,8 +258,7 @@ def _open_record(
     fields = _fields(settings, joint_set)
     recorded = {**settings.recorded(), "sha256": model.sha256}
     old = runs.read_record(dataset, label_field)
-    foreign = old is not None and (old.adopted or old.dataset_id != runs.dataset_id(dataset))
-    changed = foreign or (old is not None and bool(runs.differences(old, recorded)))
+    changed = old is not None and (_is_foreign(old, dataset) or bool(runs.differences(old, recorded)))
     runs.declare(dataset, fields)
     if old and not (existing == "replace" and changed):
         record = replace(old, fields=tuple(dict.fromkeys((*old.fields, *fields))), settings=recorded)

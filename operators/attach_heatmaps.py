@@ -110,9 +110,7 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
     from ..inference.attach import JOINT_PATTERN, MATCHES, PATTERN
 
     inputs.view_target(ctx, action_description="Attach heatmaps to")
-    forms.label_field(
-        inputs, ctx, forms.existing_runs(ctx.dataset), "The fields are called <label field>_max, _left_wrist and so on"
-    )
+    forms.label_field(inputs, ctx.dataset)
     forms.folder(inputs, "maps_dir", "Folder with the maps", "Folders inside it are searched too", required=True)
     inputs.str(
         "pattern",

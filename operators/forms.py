@@ -19,14 +19,17 @@ def chosen_path(value: object) -> str | None:
     return str(path) if path else None
 
 
-def label_field(inputs: types.Object, ctx: foo.ExecutionContext, known: list[str], description: str) -> None:
+def label_field(inputs: types.Object, dataset: fo.Dataset) -> None:
     """A text field for the prefix of the run's fields that offers the prefixes in use."""
+    from ..inference.runs import list_records
+
+    known = list(list_records(dataset))
     inputs.str(
         "label_field",
         required=True,
         default="pose",
         label="Label field",
-        description=description,
+        description="The fields are called <label field>_max, _left_wrist and so on",
         view=types.AutocompleteView(choices=[types.Choice(name, label=name) for name in known]) if known else None,
     )
 
@@ -95,9 +98,3 @@ def duration(seconds: float) -> str:
 
 def samples(count: int) -> str:
     return "1 image" if count == 1 else f"{count:,} images"
-
-
-def existing_runs(dataset: fo.Dataset) -> list[str]:
-    from ..inference.runs import list_records
-
-    return list(list_records(dataset))

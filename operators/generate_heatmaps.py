@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_REPORTS = 0.5
 LONG = 10 * 60  # seconds from which on a worker is the better place
-ADVANCED = (
-    *("floor", "dtype", "input_size", "flip", "scales", "batch_size", "num_readers", "device", "skip_existing"),
-)
+ADVANCED = ("floor", "dtype", "input_size", "flip", "scales", "batch_size", "num_readers", "device")
 
 
 class GenerateHeatmaps(foo.Operator):
@@ -48,9 +46,6 @@ class GenerateHeatmaps(foo.Operator):
         inputs = types.Object()
         _form(ctx, inputs)
         return types.Property(inputs, view=types.View(label="Generate pose heatmaps"))
-
-    def resolve_delegation(self, ctx: foo.ExecutionContext) -> bool | None:
-        return None  # the user's choice
 
     def execute(self, ctx: foo.ExecutionContext) -> Iterator[Any] | dict[str, Any]:
         from ..inference import pipeline
@@ -169,9 +164,7 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
     from ..inference import checkpoints
 
     inputs.view_target(ctx, action_description="Generate pose heatmaps for")
-    forms.label_field(
-        inputs, ctx, forms.existing_runs(ctx.dataset), "The fields are called <label field>_max, _left_wrist and so on"
-    )
+    forms.label_field(inputs, ctx.dataset)
     models = types.Dropdown()
     for entry in checkpoints.MODELS.values():
         models.add_choice(entry.name, label=entry.name, description=_model_description(entry))
@@ -269,15 +262,20 @@ def _consequences(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
     except ValueError as error:
         forms.refuse(inputs, [str(error)])
         return
-    changed = pipeline.problems(view, settings) != pipeline.problems(view, settings, "replace")
-    if changed:
+    # Each look at the problems reads the weights for their hash: no more of them than are needed.
+    found = pipeline.problems(view, settings)
+    replaced = pipeline.problems(view, settings, "replace") if found else found
+    if found != replaced:
         ways = types.RadioGroup()
         ways.add_choice(
             "replace", label="Make them anew", description="Sample by sample; the old maps are deleted last"
         )
         ways.add_choice("append", label="Add to them", description="Maps of both settings side by side in one field")
         inputs.enum("existing", ways.values(), label="This label field has maps made with other settings", view=ways)
-    found = pipeline.problems(view, settings, ctx.params.get("existing") if changed else None)
+        if ctx.params.get("existing") == "replace":
+            found = replaced
+        elif ctx.params.get("existing"):
+            found = pipeline.problems(view, settings, ctx.params["existing"])
     if not found and not len(view):
         found = ["There is no image in this view."]
     if found:
@@ -331,7 +329,6 @@ def _settings(params: dict[str, Any]) -> Settings:
     chosen = (*(("max",) if params.get("maximum", True) else ()), *(params.get("joints") or ()))
     maps = {"all": ("max", "joints"), "max": ("max",)}.get(choice, chosen)
     values: dict[str, Any] = {name: params[name] for name in ADVANCED if params.get(name) not in (None, "")}
-    values.pop("skip_existing", None)
     storage = params.get("storage") or "files"
     if storage == "files":
         values.pop("dtype", None)  # chosen before the storage was changed in the form
