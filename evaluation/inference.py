@@ -1,0 +1,14 @@
+"""The modules of the folder `inference` that this one needs; the only place that knows where that folder is.
+
+Inside the plugin it is a package beside this one, run from the repository's root it is top level. Type checkers see the
+latter.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING or __package__ == "evaluation":
+    from inference import joints, map_files, runs, views
+else:
+    from ..inference import joints, map_files, runs, views
+
+__all__ = ["joints", "map_files", "runs", "views"]

@@ -1,0 +1,197 @@
+"""Stored maps, read back: from files and from the database, sample after sample, in flat memory."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import fiftyone as fo
+import fiftyone.core.utils as fou
+import numpy as np
+from bson import ObjectId
+from numpy.typing import NDArray
+
+from .inference import runs, views
+
+BLOCK = 100  # samples asked of the database at once
+READ_AHEAD = 4  # samples per reader
+
+Report = Callable[[str, str, str], None]  # sample id, file, and a sentence that says what is wrong
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SampleMaps:
+    """The maps of a sample.
+
+    Attributes:
+        sample_id: of the sample
+        filepath: of its image
+        maps: (K, h, w) float32, 0 to 1, in the order of the joints that were asked for. A map covers its image exactly:
+            pixel (i, j) is the image's x from i / w to (i + 1) / w of its width
+        fields: the values of the other fields that were asked for, as the database holds them: labels are dicts
+    """
+
+    sample_id: str
+    filepath: str
+    maps: NDArray[np.float32]
+    fields: dict[str, Any]
+
+
+def map_joints(dataset: fo.Dataset, label_field: str) -> tuple[str, ...]:
+    """The joints that a label field has maps of: in its record's order, or without a record in that of the fields.
+
+    Raises:
+        ValueError: if there are none
+    """
+    heatmaps = runs.heatmap_fields(dataset)
+    record = runs.read_record(dataset, label_field)
+    prefix = runs.field_name(label_field, "")
+    present = [name.removeprefix(prefix) for name in heatmaps if name.startswith(prefix)]
+    joints = [name for name in (record.joints if record else present) if name in present and name != "max"]
+    if not joints:
+        raise ValueError(
+            f"The label field '{label_field}' has no maps of single joints; the dataset's heatmap fields are "
+            f"{', '.join(heatmaps) or 'none'}. Run generate_heatmaps or attach_heatmaps with maps of joints first."
+        )
+    return tuple(joints)
+
+
+def read_maps(
+    view: fo.core.collections.SampleCollection,
+    label_field: str,
+    joints: Sequence[str] | None = None,
+    fields: Sequence[str] = (),
+    num_readers: int | None = None,
+    on_error: Report | None = None,
+) -> Iterator[SampleMaps]:
+    """Read the maps of a view's samples, in the order of ids.
+
+    Maps come from files (`map_path`: 8 and 16 bits, of colour images the red channel, as the App shows them) or the
+    database (`map`), and are scaled by their `range`. Where those of a sample differ in size, all get the largest.
+
+    Args:
+        view: a dataset or view of images
+        label_field: prefix of the heatmap fields
+        joints: whose maps; None = those of :func:`map_joints`
+        fields: other fields whose values are wanted, such as ``"metadata.width"``
+        num_readers: threads that decode; None = one per core
+        on_error: told of each sample that is left out because maps are missing or unreadable; None = logged
+
+    Raises:
+        ValueError: at the first sample, if the label field has no maps of these joints
+    """
+    dataset: fo.Dataset = view._dataset
+    known = map_joints(dataset, label_field)
+    joints = known if joints is None else tuple(joints)
+    unknown = [joint for joint in joints if joint not in known]
+    if unknown:
+        raise ValueError(
+            f"The label field '{label_field}' has no maps of {', '.join(unknown)}, only {', '.join(known)}."
+        )
+    names = {joint: runs.field_name(label_field, joint) for joint in joints}
+    report = on_error or _log
+    num_readers = num_readers or os.cpu_count() or 1
+    documents = _documents(view, [*names.values(), *fields])
+    reading: deque[tuple[dict[str, Any], Future[NDArray[np.float32]]]] = deque()
+    readers = ThreadPoolExecutor(num_readers, "read maps")
+    try:
+        while True:
+            for document in itertools.islice(documents, num_readers * READ_AHEAD - len(reading)):
+                labels = {joint: document.get(name) for joint, name in names.items()}
+                reading.append((document, readers.submit(decode_maps, labels)))
+            if not reading:
+                return
+            document, future = reading.popleft()
+            sample_id, filepath = str(document["_id"]), document["filepath"]
+            try:
+                maps = future.result()
+            except ValueError as error:
+                report(sample_id, filepath, str(error))
+                continue
+            yield SampleMaps(sample_id, filepath, maps, {name: _nested(document, name) for name in fields})
+    finally:
+        readers.shutdown(wait=True, cancel_futures=True)
+
+
+def _log(sample_id: str, filepath: str, problem: str) -> None:
+    logger.warning("%s: %s", filepath, problem)
+
+
+def _documents(view: fo.core.collections.SampleCollection, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
+    # As the database holds them: making FiftyOne's objects of 17 heatmaps takes longer than decoding their files.
+    pages = views.pages(view)
+    collection = view._dataset._sample_collection
+    while block := list(itertools.islice(pages, BLOCK)):
+        ids = [ObjectId(sample_id) for sample_id, _ in block]
+        yield from collection.find({"_id": {"$in": ids}}, ["filepath", *fields]).sort("_id")
+
+
+def _nested(document: dict[str, Any], path: str) -> Any:
+    value: Any = document
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+# --- one sample
+
+
+def decode_maps(labels: dict[str, dict[str, Any] | None]) -> NDArray[np.float32]:
+    """The maps (K, h, w) of heatmap labels, 0 to 1, all at the size of the largest.
+
+    Args:
+        labels: by joint, as the database holds them
+
+    Raises:
+        ValueError: if one is missing or cannot be read
+    """
+    missing = [joint for joint, label in labels.items() if not label]
+    if missing:
+        names = ", ".join(missing) if len(missing) < len(labels) else "any joint"
+        raise ValueError(f"It has no map of {names}.")
+    maps = [_scaled(_values(label), label.get("range")) for label in labels.values() if label]
+    height, width = max((values.shape for values in maps), key=lambda shape: shape[0] * shape[1])
+    return np.stack([m if m.shape == (height, width) else _resized(m, height, width) for m in maps])
+
+
+def _values(label: dict[str, Any]) -> NDArray:
+    """The values (h, w) of a map, as they are stored."""
+    path = label.get("map_path")
+    if not path:
+        if label.get("map") is None:
+            raise ValueError("It has a heatmap label without a map.")
+        return fou.deserialize_numpy_array(label["map"])
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"The map {path} cannot be read: {error.strerror}.") from error
+    try:
+        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    except cv2.error:
+        values = None
+    if values is None:
+        raise ValueError(f"The map {path} is not an image that OpenCV can decode; is it damaged?")
+    return values if values.ndim == 2 else values[:, :, -1 if values.shape[2] == 3 else 2]  # OpenCV's are BGR, BGRA
+
+
+def _scaled(values: NDArray, limits: Sequence[float] | None) -> NDArray[np.float32]:
+    """By the range, or by what the App takes it to be where there is none."""
+    if values.ndim != 2:
+        raise ValueError(f"A map of it has {values.ndim} dimensions; maps have 2.")
+    low, high = limits or ((0, 1) if np.issubdtype(values.dtype, np.floating) else (0, 255))
+    scaled = (values.astype(np.float32) - low) / (high - low or 1)
+    return scaled.clip(0, 1)
+
+
+def _resized(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    return cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR)  # type: ignore[return-value]

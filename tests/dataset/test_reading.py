@@ -1,0 +1,120 @@
+"""Stored maps come back as they were, whatever way they are stored."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import fiftyone as fo
+import numpy as np
+import pytest
+
+from evaluation import reading
+from inference import runs
+
+JOINTS = ("nose", "left_wrist")
+
+
+def values_of(joint: int, shape: tuple[int, int] = (6, 8)) -> np.ndarray:
+    """A map with one peak, another place and value for each joint."""
+    values = np.zeros(shape, np.float32)
+    values[2 + joint, 3] = 1 - joint / 2
+    return values
+
+
+def stored(kind: str, values: np.ndarray, path: Path) -> fo.Heatmap:
+    eight = np.round(255 * values).astype(np.uint8)
+    if kind == "png 8":
+        assert cv2.imwrite(str(path.with_suffix(".png")), eight)
+        return fo.Heatmap(map_path=str(path.with_suffix(".png")))
+    if kind == "png 16":
+        assert cv2.imwrite(str(path.with_suffix(".png")), np.round(65535 * values).astype(np.uint16))
+        return fo.Heatmap(map_path=str(path.with_suffix(".png")), range=[0, 65535])
+    if kind == "jpg":
+        large = cv2.resize(eight, None, fx=16, fy=16, interpolation=cv2.INTER_NEAREST)
+        assert cv2.imwrite(str(path.with_suffix(".jpg")), cv2.merge([0 * large, 0 * large, large]))  # red
+        return fo.Heatmap(map_path=str(path.with_suffix(".jpg")))
+    if kind == "uint8":
+        return fo.Heatmap(map=eight, range=[0, 255])
+    if kind == "float32":
+        return fo.Heatmap(map=values)
+    return fo.Heatmap(map=4 * values - 2, range=[-2, 2])
+
+
+@pytest.mark.parametrize("kind", ["png 8", "png 16", "jpg", "uint8", "float32", "range"])
+def test_maps_come_back_whatever_way_they_are_stored(dataset: Callable, photos: Path, tmp_path: Path, kind: str):
+    made = dataset(photos)
+    for number, sample in enumerate(made):
+        for k, joint in enumerate(JOINTS):
+            path = tmp_path / f"{number}_{joint}"
+            sample[f"pose_{joint}"] = stored(kind, values_of(k) * (1 - number / 10), path)
+        sample["number"] = number
+        sample.save()
+
+    read = list(reading.read_maps(made, "pose", fields=["number", "metadata.width"]))
+
+    assert [sample.sample_id for sample in read] == made.values("id")
+    assert [sample.filepath for sample in read] == made.values("filepath")
+    assert [sample.fields for sample in read] == [{"number": n, "metadata.width": None} for n in range(len(made))]
+    scale = 16 if kind == "jpg" else 1
+    for number, sample in enumerate(read):
+        assert sample.maps.dtype == np.float32
+        expected = np.stack([values_of(k) * (1 - number / 10) for k in range(2)])
+        np.testing.assert_allclose(sample.maps[:, scale // 2 :: scale, scale // 2 :: scale], expected, atol=0.02)
+
+
+def test_joints_come_in_the_order_of_the_record_or_of_the_call(dataset: Callable, photos: Path):
+    made = dataset(photos)
+    for k, joint in enumerate(reversed(JOINTS)):
+        maps = [fo.Heatmap(map=values_of(1 - k))] * len(made)
+        made.set_values(f"pose_{joint}", maps)
+    runs.adopt(made, "pose")
+
+    assert reading.map_joints(made, "pose") == JOINTS
+    assert next(reading.read_maps(made, "pose")).maps.max(axis=(1, 2)).tolist() == [1, 0.5]
+    only = next(reading.read_maps(made.limit(2), "pose", joints=["left_wrist"]))
+    assert only.maps.max(axis=(1, 2)).tolist() == [0.5]
+    with pytest.raises(ValueError, match="no maps of tail, only nose, left_wrist"):
+        next(reading.read_maps(made, "pose", joints=["tail"]))
+    with pytest.raises(ValueError, match=r"heatmap fields are .*pose_nose"):
+        next(reading.read_maps(made, "other"))
+
+
+def test_a_sample_that_cannot_be_read_is_told_and_left_out(dataset: Callable, photos: Path, tmp_path: Path):
+    made = dataset(photos)
+    samples = list(made)
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"\x89PNG no more")
+    for number, sample in enumerate(samples):
+        sample["pose_nose"] = fo.Heatmap(map=values_of(0))
+        if number != 1:
+            sample["pose_left_wrist"] = fo.Heatmap(map=values_of(1))
+    samples[0]["pose_nose"] = fo.Heatmap(map_path=str(tmp_path / "gone.png"))
+    samples[2]["pose_nose"] = fo.Heatmap(map_path=str(damaged))
+    for sample in samples:
+        sample.save()
+    told: list[tuple[str, str, str]] = []
+
+    read = list(reading.read_maps(made, "pose", on_error=lambda *report: told.append(report)))
+
+    assert [sample.sample_id for sample in read] == [sample.id for sample in samples[3:]]
+    assert [report[:2] for report in told] == [(sample.id, sample.filepath) for sample in samples[:3]]
+    for report, words in zip(told, ["gone.png cannot be read", "no map of left_wrist", "damaged"], strict=True):
+        assert words in report[2]
+
+
+def test_maps_of_several_sizes_get_the_largest(dataset: Callable, photos: Path):
+    made = dataset(list(photos.iterdir())[:1])
+    sample = made.first()
+    sample["pose_nose"] = fo.Heatmap(map=values_of(0))
+    sample["pose_left_wrist"] = fo.Heatmap(map=values_of(1, (12, 16)))
+    sample.save()
+    maps = next(reading.read_maps(made, "pose")).maps
+    assert maps.shape == (2, 12, 16)
+    assert maps[0].max() > 0.5
+
+
+def test_more_samples_than_a_page_are_read_once_each(dataset: Callable):
+    made = dataset([f"/nowhere/{number}.jpg" for number in range(2 * reading.BLOCK + 7)])
+    made.set_values("pose_nose", [fo.Heatmap(map=values_of(0))] * len(made))
+    assert [sample.sample_id for sample in reading.read_maps(made, "pose")] == made.values("id")
+    assert len(list(reading.read_maps(made.take(150), "pose"))) == 150
