@@ -158,7 +158,7 @@ def _switch_on(dataset: fo.Dataset, label_field: str, fields: set[str]) -> None:
     dataset.app_config.active_fields = active
 
 
-def _switch_off(dataset: fo.Dataset, fields: Iterable[str]) -> None:
+def switch_off(dataset: fo.Dataset, fields: Iterable[str]) -> None:
     fields = set(fields)
     config = dataset.app_config
     if config.color_scheme and config.color_scheme.fields:
@@ -180,7 +180,7 @@ def read_record(dataset: fo.Dataset, label_field: str) -> Record | None:
     config = dataset.get_run_info(label_field).config
     if getattr(config, "made_by", None) != METHOD:
         return None
-    values = {name: _plain(getattr(config, name)) for name in Record.__dataclass_fields__ if hasattr(config, name)}
+    values = {name: plain(getattr(config, name)) for name in Record.__dataclass_fields__ if hasattr(config, name)}
     for name in ("fields", "joints", "previous"):
         values[name] = tuple(values.get(name, ()))
     return Record(**values)
@@ -201,18 +201,18 @@ def save_record(dataset: fo.Dataset, record: Record) -> None:
     key = record.label_field
     if key in dataset.list_runs() and read_record(dataset, key) is None:
         raise ValueError(f"The dataset has another run with the key '{key}'; choose another label field.")
-    config = dataset.init_run(made_by=METHOD, **_plain(asdict(record)))
+    config = dataset.init_run(made_by=METHOD, **plain(asdict(record)))
     if key in dataset.list_runs():
         dataset.update_run_config(key, config)
     else:
         dataset.register_run(key, config)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Plain dicts and lists: no tuples, which become lists in the database, and none of mongoengine's containers."""
     if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {name: plain(item) for name, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def new_run_id() -> str:
@@ -376,7 +376,7 @@ def _delete(dataset: fo.Dataset, record: Record, delete_files: bool) -> Generato
     # Fields first: no sample ever refers to a file that is gone. The record last: when this is killed, the files that
     # are left are still known, and deleting again goes on from there.
     present = [name for name in record.fields if name in dataset.get_field_schema()]
-    _switch_off(dataset, record.fields)
+    switch_off(dataset, record.fields)
     if present:
         dataset.delete_sample_fields(present)
     count = 0

@@ -1,0 +1,113 @@
+"""The record of an evaluation: a FiftyOne run, with what it wrote, how it was made, and its results.
+
+An evaluation is known by its key: all that it writes starts with ``<key>_``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import fiftyone as fo
+
+from .inference import runs
+
+METHOD = "pose-heatmaps-evaluation"  # tells these records from other FiftyOne runs
+
+
+@dataclass(frozen=True)
+class Record:
+    """What an evaluation wrote, and how it was made.
+
+    Attributes:
+        key: prefix of all that it wrote
+        kind: what was done, such as ``"ground truth"``
+        fields: of samples that it wrote
+        attributes: of labels that are somebody else's, as paths, such as ``"ground_truth.keypoints.eval_status"``
+        settings: all that decides what the values are
+    """
+
+    key: str
+    kind: str
+    fields: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def read_record(dataset: fo.Dataset, key: str) -> Record | None:
+    """The record of an evaluation, or None where the key has none."""
+    if key not in dataset.list_runs():
+        return None
+    config = dataset.get_run_info(key).config
+    if getattr(config, "made_by", None) != METHOD:
+        return None
+    plain = runs.plain(config.record)
+    return Record(**{**plain, "fields": tuple(plain["fields"]), "attributes": tuple(plain["attributes"])})
+
+
+def list_records(dataset: fo.Dataset, kind: str | None = None) -> dict[str, Record]:
+    """All evaluations of a dataset, or all of a kind, by key."""
+    records = {key: read_record(dataset, key) for key in dataset.list_runs(made_by=METHOD)}
+    return {key: record for key, record in records.items() if record and kind in (None, record.kind)}
+
+
+def save_record(dataset: fo.Dataset, record: Record) -> None:
+    """Write a record, in place of an older one of the same key; results stay.
+
+    Raises:
+        ValueError: if the key belongs to a run of something else
+    """
+    taken = record.key in dataset.list_runs()
+    if taken and read_record(dataset, record.key) is None:
+        raise ValueError(f"The dataset has another run with the key '{record.key}'; choose another key.")
+    config = dataset.init_run(made_by=METHOD, record=runs.plain(asdict(record)))
+    if taken:
+        dataset.update_run_config(record.key, config)
+    else:
+        dataset.register_run(record.key, config)
+
+
+def save_results(dataset: fo.Dataset, key: str, results: dict[str, Any]) -> None:
+    """Keep results, plain values that JSON knows, with the record."""
+    dataset.save_run_results(key, dataset.init_run_results(key, results=results), overwrite=True, cache=False)
+
+
+def load_results(dataset: fo.Dataset, key: str) -> dict[str, Any] | None:
+    """The results of an evaluation, or None where it did not come to its end."""
+    loaded = dataset.load_run_results(key, cache=False, load_view=False)
+    return None if loaded is None else loaded.results
+
+
+def delete(dataset: fo.Dataset, key: str) -> list[str]:
+    """Delete all that an evaluation wrote, and its record.
+
+    Returns:
+        the fields and attributes that were deleted
+
+    Raises:
+        ValueError: if there is no such evaluation
+    """
+    record = read_record(dataset, key)
+    if record is None:
+        known = ", ".join(list_records(dataset)) or "there are none"
+        raise ValueError(f"'{key}' is not the key of an evaluation of pose heatmaps ({known}).")
+    present = [name for name in (*record.fields, *record.attributes) if dataset.has_field(name)]
+    runs.switch_off(dataset, record.fields)
+    if present:
+        dataset.delete_sample_fields(present)
+    dataset.delete_run(key)
+    return present
+
+
+def check_key(dataset: fo.Dataset, key: str, fields: Iterable[str]) -> str | None:
+    """Why a key cannot be that of a new evaluation which writes these fields, as a sentence; None if it can."""
+    if not key.isidentifier() or key.startswith("_"):
+        return f"'{key}' cannot be a key: use letters, digits and underscores, starting with a letter."
+    record = read_record(dataset, key)
+    if record is None and key in dataset.list_runs():
+        return f"The dataset has another run with the key '{key}'; choose another key."
+    taken = [name for name in fields if dataset.has_field(name) and (record is None or name not in record.fields)]
+    if taken:
+        return f"The dataset has a field '{taken[0]}' that is not of an evaluation '{key}'; choose another key."
+    return None
