@@ -85,7 +85,7 @@ lint: install
 	@echo "==> ruff format --check"
 	@'$(BIN)/ruff' format --check .
 	@echo "==> mypy, the plugin"
-	@'$(BIN)/mypy' -p pose_heatmaps.inference -p pose_heatmaps.evaluation -p pose_heatmaps.operators
+	@'$(BIN)/mypy' -p pose_heatmaps.inference -p pose_heatmaps.evaluation -p pose_heatmaps.operators -p pose_heatmaps.panels
 	@echo "==> mypy, benchmarks"
 	@'$(BIN)/mypy' -p benchmarks
 

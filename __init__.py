@@ -9,9 +9,10 @@ from typing import Any
 
 def register(plugin: Any) -> None:
     from .operators import OPERATORS
+    from .panels import PANELS
 
-    for operator in OPERATORS:
-        plugin.register(operator)
+    for part in (*OPERATORS, *PANELS):
+        plugin.register(part)
 
 
 def download_model(model_name: str, model_path: str) -> None:

@@ -1,0 +1,5 @@
+"""The panels: what people see of a run, on the grid and in an open sample."""
+
+from .grid import HeatmapsPanel
+
+PANELS = (HeatmapsPanel,)
