@@ -104,6 +104,7 @@ class Enlarged:
         return bounds
 
 
+@functools.lru_cache(maxsize=64)  # the images of a run have few shapes
 def _neighbours(count: int, factor: float, size: int, step: int) -> tuple[Indices, Indices, Array]:
     """Where an axis of ``count`` enlarged pixels reads.
 
@@ -112,7 +113,7 @@ def _neighbours(count: int, factor: float, size: int, step: int) -> tuple[Indice
         1); the last one again and again up to a whole number of blocks
     """
     positions = np.minimum(np.arange(math.ceil(count / BLOCK) * BLOCK), count - 1)
-    source = ((positions + 0.5) * factor - 0.5).clip(0, size - 1).astype(np.float32)
+    source = np.minimum(np.maximum((positions + 0.5) * factor - 0.5, 0), size - 1).astype(np.float32)
     low = source.astype(np.intp)
     return low * step, np.minimum(low + 1, size - 1) * step, (source - low).astype(np.float32)
 
@@ -128,14 +129,15 @@ class DenseMaps:
     def __init__(self, heatmaps: Array, shape: tuple[int, int]):
         self.shape = shape
         self._small = Enlarged(heatmaps, shape)
-        values = np.ascontiguousarray(heatmaps.transpose(1, 2, 0))
-        if values.shape[:2] != shape:
-            values = cv2.resize(values, shape[::-1]).reshape(*shape, -1)  # type: ignore[assignment]
-        self.values = values  # H, W, K
+        self.values = planes = np.ascontiguousarray(heatmaps)  # K, H, W
+        if heatmaps.shape[1:] != shape:
+            self.values = np.empty((len(planes), *shape), np.float32)
+            for plane, enlarged in zip(planes, self.values, strict=True):  # faster than all at once in OpenCV
+                cv2.resize(plane, shape[::-1], dst=enlarged)
 
     def at(self, joints: Indices, ys: Indices, xs: Indices) -> Array:
         """The values of joints at pixels; the three are broadcast."""
-        return self.values.reshape(-1).take((ys * self.shape[1] + xs) * self.values.shape[2] + joints)
+        return self.values.reshape(-1).take((joints * self.shape[0] + ys) * self.shape[1] + xs)
 
     def block_bounds(self) -> Array:
         """The largest value of each block, or a bound of it: (rows, columns, K)."""
@@ -213,11 +215,11 @@ def _within(positions: Indices, size: int) -> Indices:
 
 def _peaks(maps: DenseMaps, tag_map: TagMap, config: GroupingConfig) -> list[Array]:
     """The candidates of each joint, highest first: (N, 3 + D) = x, y, value, tags."""
-    height, width, count = maps.values.shape
+    count, height, width = maps.values.shape
     high = np.flatnonzero(maps.values > config.detection_threshold)
     values = maps.values.reshape(-1).take(high)
-    pixels, joints = np.divmod(high, count)
-    ys, xs = np.divmod(pixels, width)
+    rows, xs = np.divmod(high, width)
+    joints, ys = np.divmod(rows, height)
     # Few pixels pass the threshold, and hardly any of them the comparison with the nearest neighbours.
     reach = range(-(config.window // 2), config.window // 2 + 1)
     for dy, dx in sorted(itertools.product(reach, reach), key=lambda offset: abs(offset[0]) + abs(offset[1])):

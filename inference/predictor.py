@@ -139,7 +139,7 @@ class Predictor:
         if self.device.type == "cuda":
             images = images.pin_memory().to(self.device, non_blocking=True)
         images = images.to(self.device).permute(0, 3, 1, 2)  # channels-last in memory
-        return ((images.float() - self._mean) / self._deviation).to(self.precision)
+        return images.float().sub_(self._mean).div_(self._deviation).to(self.precision)
 
 
 def merge_stages(outputs: list[Tensor], mirrored: list[Tensor] | None, flip: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,7 +158,7 @@ def merge_stages(outputs: list[Tensor], mirrored: list[Tensor] | None, flip: Ten
     def merge(coarse: Tensor, fine: Tensor) -> tuple[Tensor, Tensor]:
         size = (fine.shape[2], fine.shape[3])
         coarse = F.interpolate(coarse.float(), size=size, mode="bilinear", align_corners=False)
-        return (coarse[:, :joints] + fine.float()) / 2, coarse[:, joints:]
+        return torch.add(coarse[:, :joints], fine).mul_(0.5), coarse[:, joints:]
 
     heatmaps, tags = merge(*outputs)
     if mirrored is None:
