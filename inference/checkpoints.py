@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .calibration import Calibration
 from .joints import COCO, CROWDPOSE, JOINT_SETS, JointSet
 from .network import HigherHRNet, NetworkConfig
 
@@ -184,6 +186,7 @@ def load(name: str = DEFAULT_MODEL, checkpoint: str | Path | None = None) -> Loa
     network = HigherHRNet(entry.network)
     _check_fit(network, state, entry, path)
     network.load_state_dict(state, strict=False)
+    network.calibration = _read_calibration(path)
     return LoadedModel(entry, network.eval(), sha256)
 
 
@@ -235,6 +238,18 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not tensors:
         raise CheckpointError(f"{path} holds no weights: expected names with tensors, plain or under 'state_dict'.")
     return tensors
+
+
+def _read_calibration(path: Path) -> Calibration:
+    """The calibration in the metadata of a safetensors file, where it has one; it is part of what the hash covers."""
+    if path.suffix != ".safetensors":
+        return Calibration()
+    with safe_open(path, "pt") as file:
+        knots = (file.metadata() or {}).get("calibration", "[]")
+    try:
+        return Calibration(tuple((float(value), float(calibrated)) for value, calibrated in json.loads(knots)))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"The calibration in the metadata of {path} cannot be used: {error}") from error
 
 
 def _normalise_names(state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:

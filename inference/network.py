@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from .calibration import Calibration
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -136,6 +138,8 @@ class HigherHRNet(nn.Module):
     Args:
         config: the sizes
 
+    ``calibration`` says what the values mean that these weights give; it is the identity unless who loads them sets it.
+
     Call with images (B, 3, H, W), float, RGB, normalised by the ImageNet mean and deviation, H and W multiples
     of 32. Returns ``[(B, K + tags, H/4, W/4), (B, K, H/2, W/2)]``: heatmaps (about 0 to 1, unbounded) then tags,
     and the finer heatmaps.
@@ -144,6 +148,7 @@ class HigherHRNet(nn.Module):
     def __init__(self, config: NetworkConfig):
         super().__init__()
         self.config = config
+        self.calibration = Calibration()
         widths = [config.width * 2**branch for branch in range(4)]
 
         self.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)

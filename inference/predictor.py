@@ -54,7 +54,7 @@ class Prediction:
     """What the network sees in a batch of B images, in the frame of the base input (H, W).
 
     Attributes:
-        heatmaps: (B, K, H/2, W/2) float32, mean over stages, flips and scales: the ``network`` map
+        heatmaps: (B, K, H/2, W/2) float32, mean over stages, flips and scales, calibrated: the ``network`` map
         enlarged: (B, K, H, W) float32, the published aggregate; None where it is just ``heatmaps`` enlarged x 2 (a
             single scale)
         tags: (B, T, H/2, W/2, D) float32; T = K or 1, D = 2 with flip test, else 1
@@ -105,6 +105,7 @@ class Predictor:
         self.device = choose_device(device)
         self.precision = precision or best_precision(self.device)
         self.network = for_inference(network, self.precision).to(self.device)
+        self.calibration = network.calibration
         self._flip = torch.tensor(list(flip), device=self.device)
         self._mean = torch.tensor(MEAN, device=self.device).view(1, 3, 1, 1) * 255
         self._deviation = torch.tensor(DEVIATION, device=self.device).view(1, 3, 1, 1) * 255
@@ -131,7 +132,9 @@ class Predictor:
             mirrored = self.network(images.flip(3)) if self.flip_test else None
             per_scale.append(merge_stages(outputs, mirrored, self._flip))
         width, height = batch[0].warp.input_wh
-        return merge_scales(per_scale, self.base, (height, width))
+        merged = merge_scales(per_scale, self.base, (height, width))
+        enlarged = None if merged.enlarged is None else self.calibration.apply(merged.enlarged)
+        return Prediction(self.calibration.apply(merged.heatmaps), enlarged, merged.tags)
 
     def upload(self, inputs: list[NDArray[np.uint8]]) -> Tensor:
         """Inputs of one size, (h, w, 3) uint8 RGB, as the network takes them: (B, 3, h, w) on the device."""
