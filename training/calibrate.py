@@ -1,24 +1,53 @@
-"""What a peak's value means: `python -m training.calibrate --data DIR --name higherhrnet-lite-coco`.
+"""What a peak's value means: the calibration of `training/export.py`.
 
 Looks at the peaks that a network raises on held-out photos (see `dataset.split`): how many of those of about the same
-value lie on a joint. A monotone curve through that is what makes a calibrated value of 0.5 mean "one in two".
+value lie on a joint. A rising curve through that makes a calibrated value of 0.5 mean "one in two".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
+from scipy.optimize import lsq_linear
 from torch import Tensor
 from torch.nn import functional
 
+from inference.calibration import Calibration
 from inference.network import HigherHRNet
 from training.dataset import Photo, labelled
-from training.evaluate import COCO_LONG_SIDE, SEGMENT, infer
+from training.evaluate import SEGMENT, infer
 
 RADIUS = 0.15  # of the root of a person's area, as in the accuracy benchmark
 LOWEST = 0.02  # peaks below are not looked at
+KNOTS = np.array([0.1, 0.2, 0.3, 0.45, 0.65, 1.0])  # values of the network where the pieces of the curve end
+FLATTEST = 0.05  # slope of a piece: the curve rises everywhere, so no two values become one
+
+
+def fit(network: HigherHRNet, photos: Iterable[Photo], input_size: int) -> Calibration:
+    """The rising curve from (0, 0) with the least squared error between a peak's value and whether it is on a joint.
+
+    Args:
+        network: in eval mode
+        photos: that it was not trained on, with and without people
+        input_size: short side in pixels
+    """
+    judged = []
+    for photo in photos:
+        maps, _, scale = infer(network, photo.image(), input_size)
+        judged += list(judged_peaks(maps, scale, photo.record))
+    values, hits = (np.array(column, float) for column in zip(*judged, strict=True))
+    return fit_curve(values, hits)
+
+
+def fit_curve(values: np.ndarray, hits: np.ndarray) -> Calibration:
+    """The curve for N peaks: their values (N,) and whether they lie on a joint (N,), 0 or 1."""
+    lengths = np.diff(KNOTS, prepend=0)
+    passed = np.clip(values[:, None] - (KNOTS - lengths), 0, lengths)  # of each piece, by each value
+    slopes = lsq_linear(passed, hits, bounds=(FLATTEST, np.inf)).x
+    heights = np.cumsum(slopes * lengths)
+    return Calibration(tuple(zip(KNOTS.tolist(), heights.round(4).tolist(), strict=True)))
 
 
 def judged_peaks(maps: Tensor, scale: float, record: dict) -> Iterator[tuple[float, bool]]:

@@ -1,7 +1,8 @@
-"""Write a run's weights as a bundled model: `python -m training.export --run runs/lite --name higherhrnet-lite-coco`.
+"""Write a run's weights as a bundled model: `python -m training.export --data DIR --run runs/lite`.
 
-Writes `<assets>/<name>.safetensors` (fp16, the exponential moving average) and `<assets>/<name>.json`, which says
-what the weights are. Both are written under a temporary name and renamed, so that a reader never sees half a file.
+Writes `<assets>/<name>.safetensors` (fp16, the exponential moving average, with a calibration fitted on the held-out
+photos of `--data`) and `<assets>/<name>.json`, which says what the weights are. Both are written under a temporary
+name and renamed, so that a reader never sees half a file.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from inference.calibration import Calibration
 from inference.network import HigherHRNet, NetworkConfig
+from training.calibrate import fit
+from training.dataset import read_shards, split
 
 LICENSE = (
     "Trained on data that is licensed for research: LSP Extended, Penn-Fudan, Flickr8k, a set of full-body photos, "
@@ -35,7 +39,13 @@ def write(path: Path, data: bytes) -> None:
 
 
 def export(
-    state: dict[str, Tensor], config: NetworkConfig, assets: Path, name: str, input_size: int, photos_seen: int
+    state: dict[str, Tensor],
+    config: NetworkConfig,
+    assets: Path,
+    name: str,
+    input_size: int,
+    photos_seen: int,
+    calibration: Calibration,
 ) -> dict:
     """Write weights and their description.
 
@@ -46,6 +56,7 @@ def export(
         name: of the model, also the files' stem
         input_size: short side in pixels at which the network is to be used
         photos_seen: training photos behind these weights, start included
+        calibration: of their values
 
     Returns:
         what was written to the JSON file
@@ -63,7 +74,8 @@ def export(
     broken = [k for k, v in weights.items() if not torch.isfinite(v).all()]
     if broken:
         raise ValueError(f"{broken[0]} has values that fp16 cannot hold; the run diverged, export an earlier one.")
-    data = save(weights, metadata={"config": json.dumps(config.to_dict())})
+    metadata = {"config": json.dumps(config.to_dict()), "calibration": json.dumps(calibration.knots)}
+    data = save(weights, metadata)
     about = {
         "name": name,
         "file": f"{name}.safetensors",
@@ -87,6 +99,7 @@ def main() -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="output folder of training.train")
     source.add_argument("--weights", type=Path, help="a .safetensors file whose metadata has the configuration")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the training shards")
     parser.add_argument("--name", default="higherhrnet-lite-coco")
     parser.add_argument("--input-size", type=int, default=256)
     parser.add_argument("--assets", type=Path, default=Path("assets"))
@@ -100,7 +113,12 @@ def main() -> None:
         with safe_open(arguments.weights, "pt") as file:
             config = NetworkConfig.from_dict(json.loads(file.metadata()["config"]))
         state, photos = load_file(arguments.weights), arguments.photos_seen
-    print(json.dumps(export(state, config, arguments.assets, arguments.name, arguments.input_size, photos), indent=2))
+    network = HigherHRNet(config).eval()
+    network.load_state_dict({k: v.half().float() for k, v in state.items()}, strict=False)
+    held_out = split(read_shards(arguments.data), coco=300, negative=80)[1]
+    calibration = fit(network, held_out, arguments.input_size)
+    about = export(state, config, arguments.assets, arguments.name, arguments.input_size, photos, calibration)
+    print(json.dumps({**about, "calibration": calibration.knots}, indent=2))
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from inference.calibration import Calibration
 from inference.network import HigherHRNet, NetworkConfig
 from training import train as training
+from training.calibrate import fit_curve, judged_peaks
 from training.dataset import (
     Batches,
     Photo,
@@ -294,7 +296,8 @@ def test_evaluation_reads_both_stages(data: Path) -> None:
 def test_export_can_be_loaded_and_says_what_it_is(tmp_path: Path) -> None:
     config = NetworkConfig.from_dict(OPTIONS["network"])
     network = HigherHRNet(config)
-    export(network.state_dict(), config, tmp_path, "small", input_size=256, photos_seen=5)
+    curve = Calibration(((0.5, 0.7), (1.0, 0.9)))
+    export(network.state_dict(), config, tmp_path, "small", input_size=256, photos_seen=5, calibration=curve)
     about = json.loads((tmp_path / "small.json").read_text())
     assert about["sha256"] == hashlib.sha256((tmp_path / about["file"]).read_bytes()).hexdigest()
     assert NetworkConfig.from_dict(about["network"]) == config
@@ -306,6 +309,39 @@ def test_export_can_be_loaded_and_says_what_it_is(tmp_path: Path) -> None:
 
     weights.pop("conv1.weight")
     with pytest.raises(ValueError, match=r"conv1\.weight"):
-        export(weights, config, tmp_path, "small", 256, 5)
+        export(weights, config, tmp_path, "small", 256, 5, Calibration())
     with pytest.raises(ValueError, match="fp16"):
-        export(network.state_dict() | {"bn1.weight": torch.full((64,), 1e6)}, config, tmp_path, "small", 256, 5)
+        export(
+            network.state_dict() | {"bn1.weight": torch.full((64,), 1e6)},
+            config,
+            tmp_path,
+            "small",
+            256,
+            5,
+            Calibration(),
+        )
+
+
+def test_peaks_are_judged_where_they_can_be() -> None:
+    maps = torch.zeros(17, 50, 60)
+    labelled_person = person([10, 10, 60, 80], {LEFT_SHOULDER: (40, 30)})
+    photo = {"width": 120, "height": 100, "ignore": [[80, 60, 30, 30]], "persons": [labelled_person]}
+    maps[LEFT_SHOULDER, 15, 20] = 0.6  # on its joint
+    maps[LEFT_SHOULDER, 45, 10] = 0.3  # elsewhere
+    maps[RIGHT_SHOULDER, 20, 20] = 0.5  # in a person of whom this joint is not labelled
+    maps[LEFT_SHOULDER, 35, 45] = 0.4  # in an ignored box
+    assert sorted(judged_peaks(maps, 0.5, photo)) == [(pytest.approx(0.3), False), (pytest.approx(0.6), True)]
+
+
+def test_a_calibration_finds_the_curve_that_made_the_hits() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.uniform(0, 1, 40_000)
+    curve = fit_curve(values, rng.random(len(values)) < values**2)
+    found = curve.apply(torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9]))
+    assert np.allclose(found.numpy(), [0.01, 0.09, 0.25, 0.49, 0.81], atol=0.04)
+
+
+def test_a_calibration_rises_even_where_the_hits_do_not() -> None:
+    values = np.linspace(0, 1, 1000)
+    curve = fit_curve(values, (values < 0.4).astype(float))
+    assert (curve.apply(torch.linspace(0, 1, 200)).diff() > 0).all()
