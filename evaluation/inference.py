@@ -4,6 +4,7 @@ Inside the plugin it is a package beside this one, run from the repository's roo
 latter.
 """
 
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or __package__ == "evaluation":
@@ -12,3 +13,12 @@ else:
     from ..inference import joints, map_files, runs, views
 
 __all__ = ["joints", "map_files", "runs", "views"]
+
+
+def load_mirrored() -> ModuleType:
+    """`inference.mirrored`, which imports torch, only when it is used."""
+    if TYPE_CHECKING or __package__ == "evaluation":
+        from inference import mirrored
+    else:
+        from ..inference import mirrored
+    return mirrored

@@ -1,0 +1,130 @@
+"""What a model sees in an image, and in its mirror image turned back: for telling how far the two differ."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from . import checkpoints
+from .joints import JointSet
+from .maps import make_maps
+from .pipeline import read_image
+from .predictor import Prediction, Predictor, PreparedImage
+from .runs import Record
+
+READ_AHEAD = 64  # images
+
+
+@dataclass(frozen=True)
+class PlainAndMirrored:
+    """The maps of one image.
+
+    Attributes:
+        sample_id: of the sample
+        filepath: of its image
+        plain: (K, h, w) float32 0 to 1, of the image
+        mirrored: the same of its mirror image, turned back: left joints are left again
+        problem: why there are none, as a sentence; None where there are
+    """
+
+    sample_id: str
+    filepath: str
+    plain: NDArray[np.float32] | None = None
+    mirrored: NDArray[np.float32] | None = None
+    problem: str | None = None
+
+
+def load(record: Record, device: str | None = None) -> tuple[Predictor, JointSet]:
+    """The model of a run with its settings, but without the flip test, which would average what is to be compared.
+
+    Raises:
+        ValueError: if the weights that made the run are no longer there
+        CheckpointError: if they cannot be used
+    """
+    settings = record.settings
+    model = checkpoints.load(settings["model"], settings.get("checkpoint"))
+    if model.sha256 != settings.get("sha256"):
+        raise ValueError(
+            f"The weights of '{settings['model']}' are not those that made the maps of '{record.label_field}'. Run "
+            "generate_heatmaps again with existing='replace', then compare."
+        )
+    joint_set = model.entry.joint_set
+    scales = tuple(settings["scales"])
+    return Predictor(model.network, joint_set.flip, settings["input_size"], scales=scales, device=device), joint_set
+
+
+def look(
+    samples: Iterable[tuple[str, str]],
+    predictor: Predictor,
+    joint_set: JointSet,
+    joints: Sequence[str],
+    num_readers: int | None = None,
+) -> Iterator[PlainAndMirrored]:
+    """Run images plain and mirrored, in batches of one shape, so nearly in their order.
+
+    Args:
+        samples: ids and files
+        predictor, joint_set: as of :func:`load`
+        joints: whose maps are wanted
+        num_readers: threads that decode images; None = one for two cores
+    """
+    batch_size = 4 if predictor.device.type == "cpu" else 16
+    samples = iter(samples)
+    reading: deque[tuple[str, str, Future[PreparedImage]]] = deque()
+    waiting: dict[tuple, list[tuple[str, str, PreparedImage]]] = {}  # by shape
+    readers = ThreadPoolExecutor(num_readers or max(1, (os.cpu_count() or 1) // 2), "read")
+    try:
+        while True:
+            free = READ_AHEAD - len(reading) - sum(map(len, waiting.values()))
+            for sample_id, filepath in itertools.islice(samples, free):
+                reading.append((sample_id, filepath, readers.submit(_read, predictor, filepath)))
+            if not reading:
+                break
+            sample_id, filepath, future = reading.popleft()
+            try:
+                image = future.result()
+            except ValueError as error:
+                yield PlainAndMirrored(sample_id, filepath, problem=str(error))
+                continue
+            same = waiting.setdefault(image.shape, [])
+            same.append((sample_id, filepath, image))
+            if len(same) == batch_size:
+                yield from _run(waiting.pop(image.shape), predictor, joint_set, joints)
+            elif sum(map(len, waiting.values())) >= READ_AHEAD // 2:
+                oldest = next(iter(waiting))
+                yield from _run(waiting.pop(oldest), predictor, joint_set, joints)
+        for batch in waiting.values():
+            yield from _run(batch, predictor, joint_set, joints)
+    finally:
+        readers.shutdown(wait=True, cancel_futures=True)
+
+
+def _read(predictor: Predictor, filepath: str) -> PreparedImage:
+    return predictor.prepare(read_image(filepath))
+
+
+def _run(
+    batch: list[tuple[str, str, PreparedImage]], predictor: Predictor, joint_set: JointSet, joints: Sequence[str]
+) -> Iterator[PlainAndMirrored]:
+    images = [image for _, _, image in batch]
+    warps = [image.warp for image in images]
+    # The network's input is mirrored, as in the flip test: turned back, the heatmaps lie exactly on the plain ones.
+    mirror_images = [replace(i, inputs=[np.ascontiguousarray(x[:, ::-1]) for x in i.inputs]) for i in images]
+    order = torch.tensor(joint_set.flip, device=predictor.device)
+    channels = [joint_set.joints.index(joint) for joint in joints]
+    mirrored = predictor.predict(mirror_images)
+    turned = Prediction(mirrored.heatmaps.flip(3)[:, order], None, mirrored.tags)
+    plain = Prediction(predictor.predict(images).heatmaps, None, mirrored.tags)
+    pairs = [make_maps(prediction, warps, "network", "float32") for prediction in (plain, turned)]
+    for (sample_id, filepath, _), one, other in zip(batch, *pairs, strict=True):
+        assert one.joints is not None
+        assert other.joints is not None
+        yield PlainAndMirrored(sample_id, filepath, one.joints[channels], other.joints[channels])
