@@ -1,8 +1,9 @@
 """How well a model finds joints and people: `python -m benchmarks.accuracy --images DIR --annotations COCO.json`.
 
 Images go through the functions of the pipeline. `ap…` and `ar` are pycocotools' keypoint figures over the people that
-grouping finds, as published: every group of peaks counts, ranked by its score. The other figures judge the
-default maps (8 bits, resolution "network"):
+grouping finds, as published: every group of peaks counts, ranked by its score. `stored_ap…` and `stored_ar` are the
+same over the people that a run stores, without groups and joints that were only guessed: what the operator
+evaluate_heatmaps gives. The other figures judge the default maps (8 bits, resolution "network"):
 
 - `joint_recall`: share of labelled joints (v >= 1, people larger than 32^2) whose map has a local maximum of at least
   0.2 within 0.15 * sqrt(area); `joint_recall_large`: of people larger than 96^2
@@ -28,9 +29,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tqdm import tqdm
 
+from evaluation import coco
 from inference import checkpoints
-from inference.grouping import People, group
-from inference.labels import Seen, see
+from inference.grouping import GroupingConfig, People, group
+from inference.joints import COCO as JOINTS
+from inference.labels import MIN_PERSON_SCORE, Seen, keypoints, see
 from inference.pipeline import read_image
 from inference.predictor import Predictor, PreparedImage
 from inference.settings import Settings
@@ -64,13 +67,23 @@ def look_at(predictor: Predictor, paths: list[Path], what: str) -> Iterator[tupl
             bar.update(len(batch))
 
 
-def detections(seen: Seen, image_id: int, order: tuple[int, ...]) -> list[dict[str, Any]]:
-    """All groups of an image as COCO results, in pixels of the image."""
+def find_people(seen: Seen, order: tuple[int, ...], config: GroupingConfig) -> People:
     assert seen.heatmaps is not None
     assert seen.tags is not None
     half = seen.heatmaps.shape[1:]
     heatmaps = seen.heatmaps if seen.enlarged is None else seen.enlarged
-    people: People = group(heatmaps, seen.tags, order, shape=(2 * half[0], 2 * half[1]))
+    return group(heatmaps, seen.tags, order, config, (2 * half[0], 2 * half[1]))
+
+
+def stored(seen: Seen, order: tuple[int, ...]) -> list[dict[str, Any]]:
+    """The people that a run stores, as COCO results."""
+    people = find_people(seen, order, GroupingConfig(min_score=MIN_PERSON_SCORE))
+    return coco.results(keypoints(people, seen.warp).to_dict(), range(len(order)), seen.warp.image_wh)
+
+
+def detections(seen: Seen, image_id: int, order: tuple[int, ...]) -> list[dict[str, Any]]:
+    """All groups of an image as COCO results, in pixels of the image."""
+    people = find_people(seen, order, GroupingConfig())
     points = seen.warp.to_image(people.joints[:, :, :2])
     joints = np.concatenate([points, people.joints[:, :, 2:]], axis=2)
     return [
@@ -124,13 +137,16 @@ def measure(
     """All figures."""
     by_path = {images / record["file_name"]: record for record in annotations.imgs.values()}
     results, peaks = [], []
+    precision = coco.AveragePrecision(np.array(JOINTS.sigmas))
     for path, seen in look_at(predictor, sorted(by_path), "photos with people"):
         image_id = by_path[path]["id"]
         results += detections(seen, image_id, order)
+        precision.add(image_id, annotations.imgToAnns[image_id], stored(seen, order))
         peaks += list(joint_peaks(seen, annotations.imgToAnns[image_id]))
     values, large = np.array([value for value, _ in peaks]), np.array([is_large for _, is_large in peaks], bool)
     figures = {
         **keypoint_figures(annotations, results),
+        **{f"stored_{name}": figure for name, figure in precision.figures().items()},
         "joint_recall": share(values >= THRESHOLD),
         "joint_recall_large": share(values[large] >= THRESHOLD),
     }

@@ -118,7 +118,7 @@ def read_maps(
             except ValueError as error:
                 report(sample_id, filepath, str(error))
                 continue
-            yield SampleMaps(sample_id, filepath, maps, {name: _nested(document, name) for name in fields})
+            yield SampleMaps(sample_id, filepath, maps, {name: nested(document, name) for name in fields})
     finally:
         readers.shutdown(wait=True, cancel_futures=True)
 
@@ -136,7 +136,8 @@ def _documents(view: fo.core.collections.SampleCollection, fields: Sequence[str]
         yield from collection.find({"_id": {"$in": ids}}, ["filepath", *fields]).sort("_id")
 
 
-def _nested(document: dict[str, Any], path: str) -> Any:
+def nested(document: dict[str, Any], path: str) -> Any:
+    """The value of a field such as ``metadata.width`` in a document; None where there is none."""
     value: Any = document
     for name in path.split("."):
         value = value.get(name) if isinstance(value, dict) else None

@@ -2,8 +2,18 @@
 
 from .attach_heatmaps import AttachHeatmaps
 from .compare_runs import CompareRuns
+from .delete_evaluation import DeleteEvaluation
 from .delete_heatmaps import DeleteHeatmaps
+from .evaluate_heatmaps import EvaluateHeatmaps
 from .generate_heatmaps import GenerateHeatmaps
 from .index_poses import IndexPoses
 
-OPERATORS = (GenerateHeatmaps, AttachHeatmaps, CompareRuns, IndexPoses, DeleteHeatmaps)
+OPERATORS = (
+    GenerateHeatmaps,
+    AttachHeatmaps,
+    EvaluateHeatmaps,
+    CompareRuns,
+    IndexPoses,
+    DeleteHeatmaps,
+    DeleteEvaluation,
+)

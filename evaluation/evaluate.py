@@ -1,0 +1,424 @@
+"""A run of `evaluate_heatmaps`: the stored maps of a view against labelled people.
+
+First every sample is judged and written, in batches: what became of each joint goes to the labels, counts to the
+sample. Then the figures of the whole are made from what was written. So a run that was killed goes on where it stopped,
+and the figures are always those of what the dataset shows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import fiftyone as fo
+import fiftyone.core.utils as fou
+import numpy as np
+from bson import ObjectId
+from pymongo import UpdateOne
+
+from . import matching, records, summary
+from .inference import runs, views
+from .matching import FALSE, FOUND, MISSED, RADIUS, SHIFTED, SWAPPED, TAKEN, THRESHOLD, Verdict
+from .reading import SampleMaps, read_maps
+from .sources import Sources, pair_joints
+from .truth import Annotations, Labels
+
+KIND = "ground truth"
+BATCH = 100  # samples written at once
+MAX_LISTED = 100
+DIGITS = 4
+
+FIELDS: dict[str, type] = {
+    "recall": fo.FloatField,
+    "missed": fo.IntField,
+    "shifted": fo.IntField,
+    "swapped": fo.IntField,
+    "taken": fo.IntField,
+    "false_peaks": fo.IntField,
+    "mistakes": fo.IntField,
+    "worst": fo.StringField,
+    "oks": fo.FloatField,
+    "stray_peaks": fo.Keypoints,
+    "status": fo.StringField,
+}
+JOINT_ATTRIBUTES: dict[str, type] = {  # one value per point
+    "status": fo.StringField,
+    "value": fo.FloatField,
+    "distance": fo.FloatField,
+    "oks_distance": fo.FloatField,
+    "peak": fo.FloatField,
+    "seen_as": fo.StringField,
+}
+PERSON_ATTRIBUTES: dict[str, type] = {"area": fo.FloatField, "area_from": fo.StringField, "oks": fo.FloatField}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an evaluation compares.
+
+    Attributes:
+        label_field: of the run whose maps are judged
+        gt_field: a field of ``fo.Keypoints``
+        key: prefix of all that is written
+        annotations: a COCO keypoint file with areas and crowds of the same people
+        joints: joints of the labels and the joints of the maps that they are (None = not compared), where the names do
+            not tell
+        threshold: value from which on a local maximum of a map counts
+        radius: in roots of the person's area: a peak that near is at its joint
+    """
+
+    label_field: str = "pose"
+    gt_field: str = "ground_truth"
+    key: str = "eval"
+    annotations: str | None = None
+    joints: Mapping[str, str | None] | None = None
+    threshold: float = THRESHOLD
+    radius: float = RADIUS
+
+    def __post_init__(self) -> None:
+        runs.check_label_field(self.label_field)
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold is {self.threshold}; it must be above 0 and at most 1.")
+        if not 0 < self.radius <= 1:
+            raise ValueError(f"radius is {self.radius}; it must be above 0 and at most 1.")
+
+
+@dataclass
+class Progress:
+    """How far an evaluation is, and how it went at the end.
+
+    Attributes:
+        total: samples to do
+        done, failed: samples finished
+        skipped: samples that were done already when it began
+        failures: up to 100 (file, reason)
+        seconds: since it began
+        results: at the end, the figures of the whole; see docs/evaluation.md
+    """
+
+    total: int = 0
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+    results: dict[str, Any] | None = None
+
+    def summary(self) -> str:
+        """One line for people."""
+        parts = [f"{self.done} of {self.total} samples evaluated in {self.seconds:.0f} s"]
+        if self.skipped:
+            parts.append(f"{self.skipped} were already")
+        if self.failed:
+            parts.append(f"{self.failed} could not be (see their status field)")
+        return ", ".join(parts) + "."
+
+
+def find_sources(dataset: fo.Dataset, settings: Settings, annotations: Annotations | None) -> Sources:
+    """What is compared.
+
+    Raises:
+        ValueError: if the labels' joints have no names, or none of the maps' or the annotations'
+    """
+    pairing = pair_joints(dataset, settings.label_field, settings.gt_field, settings.joints, annotations)
+    return Sources(dataset, settings.label_field, settings.gt_field, pairing, annotations)
+
+
+def fields(key: str) -> dict[str, type]:
+    """The sample fields of an evaluation, with their types."""
+    return {runs.field_name(key, name): kind for name, kind in FIELDS.items()}
+
+
+def attributes(key: str, gt_field: str) -> dict[str, type]:
+    """The attributes of labels that an evaluation writes, as paths, with the types of their values."""
+    every = {**JOINT_ATTRIBUTES, **PERSON_ATTRIBUTES}
+    return {f"{gt_field}.keypoints.{runs.field_name(key, name)}": kind for name, kind in every.items()}
+
+
+def problems(view: fo.core.collections.SampleCollection, settings: Settings, existing: str | None = None) -> list[str]:
+    """What keeps an evaluation from starting, as sentences that say what to do; empty if nothing does."""
+    target = views.target_problem(view)
+    if target:
+        return [target]
+    dataset: fo.Dataset = view._dataset
+    known = keypoint_fields(dataset)
+    if settings.gt_field not in known:
+        return [
+            f"'{settings.gt_field}' is not a field of fo.Keypoints; the dataset's are {', '.join(known) or 'none'}."
+        ]
+    wrong_key = records.check_key(dataset, settings.key, fields(settings.key))
+    if wrong_key:
+        return [wrong_key]
+    try:
+        sources = find_sources(dataset, settings, read_annotations(settings))
+    except ValueError as error:
+        return [str(error)]
+    changed = _changes(dataset, settings, sources)
+    if changed and existing != "replace":
+        return [
+            f"The evaluation '{settings.key}' was made with other settings: {', '.join(changed)}. Choose another key, "
+            "or pass existing='replace' to evaluate everything anew."
+        ]
+    return []
+
+
+def read_annotations(settings: Settings) -> Annotations | None:
+    """Raises ValueError if the file is not one of COCO keypoints."""
+    return Annotations(settings.annotations) if settings.annotations else None
+
+
+def keypoint_fields(dataset: fo.Dataset) -> list[str]:
+    """All keypoints fields of a dataset."""
+    return list(dataset.get_field_schema(ftype=fo.EmbeddedDocumentField, embedded_doc_type=fo.Keypoints))
+
+
+def _recorded(dataset: fo.Dataset, settings: Settings, sources: Sources) -> dict[str, Any]:
+    """All that decides what an evaluation writes."""
+    run = runs.read_record(dataset, settings.label_field)
+    return {
+        "label_field": settings.label_field,
+        "run_id": run.run_id if run else None,
+        "gt_field": settings.gt_field,
+        "annotations": settings.annotations,
+        "annotations_sha256": sources.annotations.sha256 if sources.annotations else None,
+        "joints": list(sources.pairing.names),
+        "columns": list(sources.pairing.columns),
+        "threshold": settings.threshold,
+        "radius": settings.radius,
+    }
+
+
+def _changes(dataset: fo.Dataset, settings: Settings, sources: Sources) -> list[str]:
+    record = records.read_record(dataset, settings.key)
+    if record is None:
+        return []
+    return [
+        f"{name} (was {record.settings.get(name)!r}, now {value!r})"
+        for name, value in _recorded(dataset, settings, sources).items()
+        if record.settings.get(name) != value
+    ]
+
+
+def evaluate(
+    view: fo.core.collections.SampleCollection,
+    settings: Settings,
+    skip_existing: bool = True,
+    existing: str | None = None,
+    progress: bool | None = None,
+) -> Progress:
+    """Run :func:`process` to its end, with a progress bar."""
+    steps = process(view, settings, skip_existing, existing)
+    state = next(steps)
+    with fou.ProgressBar(total=state.total, progress=progress) as bar:
+        for state in steps:
+            bar.set_iteration(state.done + state.failed)
+    return state
+
+
+def process(
+    view: fo.core.collections.SampleCollection,
+    settings: Settings,
+    skip_existing: bool = True,
+    existing: str | None = None,
+) -> Generator[Progress, None, None]:
+    """Judge the maps of a view's samples and write what became of their joints.
+
+    Args:
+        view: a dataset or view of images
+        settings: what is compared
+        skip_existing: leave out samples that are done
+        existing: ``"replace"`` = if the key has an evaluation of other settings, delete it first
+
+    Yields:
+        the state, at the beginning, after each batch that was written, and with the results at the end
+
+    Raises:
+        ValueError: at the beginning, if it cannot work
+    """
+    started = time.monotonic()
+    if existing not in (None, "replace"):
+        raise ValueError(f"existing is '{existing}'; it must be None or 'replace'.")
+    found = problems(view, settings, existing)
+    if found:
+        raise ValueError(" ".join(found))
+    dataset: fo.Dataset = view._dataset
+    sources = find_sources(dataset, settings, read_annotations(settings))
+    if _changes(dataset, settings, sources):
+        records.delete(dataset, settings.key)
+    _declare(dataset, settings, sources)
+    status = runs.field_name(settings.key, "status")
+    todo = view.match({status: {"$ne": runs.DONE}}) if skip_existing else view.view()
+    state = Progress(total=len(todo))
+    state.skipped = len(view) - state.total
+    yield state
+    judging = _Judge(dataset, settings, sources, state)
+    for _ in judging.work_through(todo):
+        state.seconds = time.monotonic() - started
+        yield state
+    state.results = summary.summarise(dataset, settings.key, sources)
+    records.save_results(dataset, settings.key, state.results)
+    dataset.reload()
+    state.seconds = time.monotonic() - started
+    yield state
+
+
+def _declare(dataset: fo.Dataset, settings: Settings, sources: Sources) -> None:
+    """Make the fields and the record."""
+    runs.declare(dataset, fields(settings.key))
+    schema = dataset.get_field_schema(flat=True)
+    for path, kind in attributes(settings.key, settings.gt_field).items():
+        if path not in schema:
+            per_joint = path.rpartition(".")[2].removeprefix(f"{settings.key}_") in JOINT_ATTRIBUTES
+            dataset.add_sample_field(path, fo.ListField if per_joint else kind, subfield=kind if per_joint else None)
+    record = records.Record(
+        settings.key,
+        KIND,
+        tuple(fields(settings.key)),
+        tuple(attributes(settings.key, settings.gt_field)),
+        _recorded(dataset, settings, sources),
+    )
+    records.save_record(dataset, record)
+
+
+class _Judge:
+    """Judges samples and writes what it found."""
+
+    def __init__(self, dataset: fo.Dataset, settings: Settings, sources: Sources, state: Progress):
+        self.dataset = dataset
+        self.settings = settings
+        self.sources = sources
+        self.state = state
+        self._failed: list[UpdateOne] = []
+
+    def work_through(self, todo: fo.DatasetView) -> Generator[None, None, None]:
+        """Yields after each batch that was written."""
+        sources = self.sources
+        updates: list[UpdateOne] = []
+        samples = read_maps(
+            todo, self.settings.label_field, sources.pairing.names, sources.fields, on_error=self._note_failure
+        )
+        for sample in samples:
+            try:
+                updates.append(self._update(sample.sample_id, *self._judged(sample)))
+                self.state.done += 1
+            except ValueError as error:
+                self._note_failure(sample.sample_id, sample.filepath, str(error))
+            if len(updates) + len(self._failed) >= BATCH:
+                self._write(updates)
+                updates = []
+                yield
+        self._write(updates)
+        yield
+
+    def _write(self, updates: list[UpdateOne]) -> None:
+        failed, self._failed = self._failed, []
+        views.bulk_write(self.dataset, updates + failed)
+
+    def _note_failure(self, sample_id: str, filepath: str, problem: str) -> None:
+        self.state.failed += 1
+        if len(self.state.failures) < MAX_LISTED:
+            self.state.failures.append((filepath, problem))
+        self._failed.append(self._update(sample_id, {"status": problem}, []))
+
+    def _update(self, sample_id: str, values: dict[str, Any], people: list[tuple[Any, dict[str, Any]]]) -> UpdateOne:
+        key, gt_field = self.settings.key, self.settings.gt_field
+        cleared = dict.fromkeys(fields(key))  # also what an earlier evaluation left there
+        written = {runs.field_name(key, name): value for name, value in values.items()}
+        found = {
+            f"{gt_field}.keypoints.$[p{number}].{runs.field_name(key, name)}": value
+            for number, (_, person) in enumerate(people)
+            for name, value in person.items()
+        }
+        return UpdateOne(
+            {"_id": ObjectId(sample_id)},
+            {"$set": {**cleared, **written, **found, "last_modified_at": datetime.now(UTC)}},
+            array_filters=[{f"p{number}._id": label_id} for number, (label_id, _) in enumerate(people)] or None,
+        )
+
+    def _judged(self, sample: SampleMaps) -> tuple[dict[str, Any], list[tuple[Any, dict[str, Any]]]]:
+        """What is written: values of the sample, and of each labelled person by the id of its keypoints."""
+        image = self.sources.image(sample.fields, sample.filepath)
+        labels = self.sources.labels(sample.fields, image)
+        verdict = matching.judge(
+            sample.maps, labels.truth, self.sources.twins, image.wh, self.settings.threshold, self.settings.radius
+        )
+        people = self.sources.people(sample.fields, image)
+        oks = None
+        if people is not None:
+            oks = matching.match_people(matching.oks(labels.truth, people, self.sources.sigmas))
+        return self._of_sample(verdict, oks, image.wh), self._of_people(verdict, labels, oks)
+
+    def _of_sample(self, verdict: Verdict, oks: matching.Floats | None, image_wh: tuple[float, float]) -> dict:
+        counts = {status: int((verdict.statuses == status).sum()) for status in matching.STATUSES}
+        labelled = sum(counts.values())
+        counts[FALSE] = verdict.kinds.count(FALSE)
+        mistakes = {kind: count for kind, count in counts.items() if kind != FOUND}
+        matched = oks[oks > 0] if oks is not None else np.zeros(0)
+        return {
+            "recall": counts[FOUND] / labelled if labelled else None,
+            "missed": counts[MISSED],
+            "shifted": counts[SHIFTED],
+            "swapped": counts[SWAPPED],
+            "taken": counts[TAKEN],
+            "false_peaks": counts[FALSE],
+            "mistakes": sum(mistakes.values()),
+            "worst": max(mistakes, key=lambda kind: mistakes[kind]) if any(mistakes.values()) else None,
+            "oks": round(float(matched.mean()), DIGITS) if len(matched) else None,
+            "stray_peaks": self._stray(verdict, image_wh).to_dict(),
+            "status": runs.DONE,
+        }
+
+    def _stray(self, verdict: Verdict, image_wh: tuple[float, float]) -> fo.Keypoints:
+        peaks = verdict.stray
+        points = (peaks.places / image_wh).round(DIGITS + 1)
+        return fo.Keypoints(
+            keypoints=[
+                fo.Keypoint(
+                    label=self.sources.pairing.names[joint],
+                    points=[point],
+                    confidence=[round(value, DIGITS)],
+                    kind=kind,
+                )
+                for joint, point, value, kind in zip(
+                    peaks.joints, points.tolist(), peaks.values.tolist(), verdict.kinds, strict=True
+                )
+            ]
+        )
+
+    def _of_people(
+        self, verdict: Verdict, labels: Labels, oks: matching.Floats | None
+    ) -> list[tuple[Any, dict[str, Any]]]:
+        names = [*self.sources.pairing.names, matching.NOTHING]  # -1 = nothing
+        columns, count = self.sources.pairing.columns, len(self.sources.pairing.labels)
+        made = []
+        for p, label_id in enumerate(labels.ids):
+            seen = zip(verdict.seen_as[p], labels.truth.labelled[p], strict=True)
+            seen_as = [names[k] if labelled else matching.UNLABELLED for k, labelled in seen]
+            numbers = {
+                "value": verdict.values[p],
+                "distance": verdict.distances[p],
+                "oks_distance": verdict.distances[p] / (2 * self.sources.sigmas),
+                "peak": verdict.peaks[p],
+            }
+            values: dict[str, Any] = {
+                name: _spread(np.round(each, DIGITS).tolist(), columns, count, float("nan"))
+                for name, each in numbers.items()
+            }
+            values["status"] = _spread(verdict.statuses[p].tolist(), columns, count, matching.UNLABELLED)
+            values["seen_as"] = _spread(seen_as, columns, count, matching.UNLABELLED)
+            values["area"] = round(float(labels.truth.areas[p]), 2)
+            values["area_from"] = labels.sources[p]
+            values["oks"] = round(float(oks[p]), DIGITS) if oks is not None else None
+            made.append((label_id, values))
+        return made
+
+
+def _spread(values: list[Any], columns: tuple[int, ...], count: int, nothing: Any) -> list[Any]:
+    """Values of the joints that are compared, in a list with one value for each point of a label."""
+    spread = [nothing] * count
+    for column, value in zip(columns, values, strict=True):
+        spread[column] = value
+    return spread

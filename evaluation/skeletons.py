@@ -1,0 +1,83 @@
+"""Which joint of the labels is which of the maps, and what is known about joints by their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import fiftyone as fo
+import numpy as np
+from numpy.typing import NDArray
+
+from .inference import joints
+
+BY_SKELETON = "its skeleton"  # where the names of joints come from
+OTHER_SIGMA = 0.079  # of joints that COCO does not have
+
+
+def label_names(dataset: fo.Dataset, field: str, annotated: Sequence[str] = ()) -> tuple[tuple[str, ...], str]:
+    """The joint names of a keypoints field, and where they come from.
+
+    FiftyOne's importer of COCO files sets no skeleton: then the names are those of the annotations, else those of the
+    built-in joint set that has as many joints.
+
+    Args:
+        annotated: names in a COCO file with the same people
+
+    Raises:
+        ValueError: if nothing tells
+    """
+    skeleton = dataset.skeletons.get(field) or dataset.default_skeleton
+    if skeleton and skeleton.labels:
+        return tuple(skeleton.labels), BY_SKELETON
+    if annotated:
+        return tuple(annotated), "the annotations"
+    first = dataset.match({f"{field}.keypoints.0": {"$exists": True}}).limit(1).values(f"{field}.keypoints.points")
+    count = len(first[0][0]) if first else 0
+    for joint_set in joints.JOINT_SETS.values():
+        if count == len(joint_set):
+            return joint_set.joints, f"their number, as {joint_set.name}"
+    raise ValueError(
+        f"The joints of '{field}' have no names. Give the field its skeleton: "
+        f"dataset.skeletons['{field}'] = fo.KeypointSkeleton(labels=[...], edges=[]); dataset.save()."
+    )
+
+
+def match_names(names: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """Names of labels and the joints that they mean, as far as the names tell: "Left Wrist" is left_wrist."""
+    plain = {_plain(joint): joint for joint in known}
+    return {name: plain[_plain(name)] for name in names if _plain(name) in plain}
+
+
+def _plain(name: str) -> str:
+    words = re.findall(r"[a-z0-9]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())
+    sides = {"l": "left", "r": "right"}
+    return "".join(sorted((sides.get(word, word) for word in words), key=lambda word: word not in ("left", "right")))
+
+
+def check_names(names: Sequence[str], mapping: Mapping[str, str], known: Sequence[str]) -> str | None:
+    """Why a mapping from names of labels to joints of the maps cannot be used, as a sentence; None if it can."""
+    for what, wrong, right in (
+        ("labels have no joint", [name for name in mapping if name not in names], names),
+        ("maps have no joint", [joint for joint in mapping.values() if joint not in known], known),
+    ):
+        if wrong:
+            return f"The {what} {', '.join(wrong)}; they have {', '.join(right)}."
+    if len(set(mapping.values())) < len(mapping):
+        return "Two joints of the labels are mapped to the same joint of the maps; every one needs its own."
+    return None if mapping else "No joint of the labels is mapped to a joint of the maps, so nothing can be compared."
+
+
+def sigmas(names: Sequence[str]) -> NDArray[np.float64]:
+    """COCO's OKS constants (K,) of joints by their names; 0.079 for those that COCO does not have."""
+    known: dict[str, float] = {}
+    for joint_set in (joints.CROWDPOSE, joints.COCO):
+        known |= dict(zip(joint_set.joints, joint_set.sigmas, strict=True))
+    return np.array([known.get(name, OTHER_SIGMA) for name in names])
+
+
+def twins(names: Sequence[str]) -> NDArray[np.intp]:
+    """For each joint (K,) the index of the one of the other side by its name; its own where there is none."""
+    sides = {"left": "right", "right": "left"}
+    other = [re.sub(r"\b(left|right)(?=_)", lambda side: sides[side[0]], name) for name in names]
+    return np.array([names.index(name) if name in names else k for k, name in enumerate(other)], np.intp)
