@@ -13,14 +13,13 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,12 +34,13 @@ from bson import ObjectId
 from numpy.typing import NDArray
 from pymongo import UpdateOne
 
-from . import checkpoints, labels, runs
+from . import checkpoints, labels, recording, runs
+from .batching import automatic_batch_size
 from .joints import JointSet
-from .map_files import MapWriter, check_writable, delete_maps
+from .map_files import MapWriter, check_writable
 from .predictor import Predictor, PreparedImage
-from .settings import Settings, find_maps
-from .views import bulk_write, pages, target_problem
+from .settings import Settings
+from .views import bulk_write, pages, patiently, target_problem
 
 MAX_LISTED = 100
 MAX_DOCUMENT = 15_500_000  # MongoDB's 16 MB, less what else a sample holds
@@ -122,7 +122,7 @@ def problems(view: fo.core.collections.SampleCollection, settings: Settings, exi
     dataset: fo.Dataset = view._dataset
     settings = settings.resolved(dataset)
     entry = checkpoints.find_model(settings.model)
-    found = runs.conflicts(dataset, _fields(settings, entry.joint_set))
+    found = runs.conflicts(dataset, recording.fields_of(settings, entry.joint_set))
     if settings.storage == "files":
         unwritable = check_writable(str(settings.maps_dir))
         found += [unwritable] if unwritable else []
@@ -130,30 +130,8 @@ def problems(view: fo.core.collections.SampleCollection, settings: Settings, exi
         sha256 = checkpoints.file_sha256(checkpoints.weights_path(entry, settings.checkpoint))
     except checkpoints.CheckpointError as error:
         return [*found, str(error)]
-    changed = _change_problem(dataset, settings, sha256, existing)
+    changed = recording.change_problem(dataset, settings, sha256, existing)
     return [*found, changed] if changed else found
-
-
-def _change_problem(dataset: fo.Dataset, settings: Settings, sha256: str, existing: str | None) -> str | None:
-    """Why the maps of a label field cannot just be continued."""
-    old = runs.read_record(dataset, settings.label_field)
-    if old is None or existing == "replace":
-        return None
-    if _is_foreign(old, dataset):
-        origin = "were attached or adopted" if old.adopted else "came with the dataset that this one is a clone of"
-        return f"The maps of '{settings.label_field}' {origin}. Choose another label field, or pass existing='replace'."
-    changed = runs.differences(old, {**settings.recorded(), "sha256": sha256})
-    if not changed or existing == "append":
-        return None
-    return (
-        f"'{settings.label_field}' holds the maps of a run with other settings: {'; '.join(changed)}. Choose another "
-        "label field, or pass existing='replace' to make them anew or existing='append' to add to them."
-    )
-
-
-def _is_foreign(record: runs.Record, dataset: fo.Dataset) -> bool:
-    """Whether the maps of a record were not made by a run on this dataset."""
-    return record.adopted or record.dataset_id != runs.dataset_id(dataset)
 
 
 def run(
@@ -184,6 +162,7 @@ def process(
     *,
     skip_existing: bool = True,
     existing: str | None = None,
+    run_id: str | None = None,
 ) -> Generator[Progress, None, None]:
     """Attach pose heatmaps to the samples of a view, step by step.
 
@@ -193,6 +172,7 @@ def process(
         skip_existing: leave out the samples that are done; those with an error are tried again
         existing: what to do where the label field has a run with other settings: None = raise, ``"replace"`` it
             sample by sample, or ``"append"`` to it
+        run_id: the run that the call is a shard of; None = whichever the label field has, or a new one
 
     Yields:
         the state of the run, the same object each time: before the first batch, after each batch, and at the end
@@ -200,7 +180,8 @@ def process(
     Raises:
         ValueError: before anything is written, if the view, the settings, a field or the folder cannot work
         CheckpointError: if the weights cannot be used
-        OSError: if the disk is full; what was finished stays, and a later run goes on from there
+        OSError: if the disk is full or the database stays away; what was finished stays, and a later run goes on
+        RuntimeError: if another call replaces or deletes the run meanwhile
     """
     started = time.monotonic()
     settings = settings or Settings()
@@ -220,11 +201,11 @@ def process(
         scales=settings.scales,
         device=settings.device,
     )
-    record = _open_record(dataset, settings, model, existing)
+    record = recording.open_record(dataset, settings, model.entry, model.sha256, existing, run_id)
     status = runs.field_name(settings.label_field, "status")
     todo = view.match({status: {"$ne": runs.DONE}}) if skip_existing else view.view()
 
-    fields = _fields(settings, model.entry.joint_set)
+    fields = recording.fields_of(settings, model.entry.joint_set)
     state = Progress(total=len(todo), maps_dir=settings.maps_dir, fields=tuple(fields))
     state.skipped = len(view) - state.total
     yield state
@@ -236,73 +217,10 @@ def process(
         for _ in stages.work_through(todo):
             state.seconds = time.monotonic() - started
             yield state
-    _drop_replaced(dataset, settings.label_field, state.fields)
-    dataset.reload()
+    recording.close_record(dataset, settings.label_field, state.fields)
+    patiently(dataset.reload)
     state.seconds = time.monotonic() - started
     yield state
-
-
-def _fields(settings: Settings, joint_set: JointSet) -> dict[str, type]:
-    maximum, joints = find_maps(settings.maps, joint_set)
-    return runs.declared_fields(settings.label_field, joints, maximum, settings.keypoints)
-
-
-def _open_record(
-    dataset: fo.Dataset,
-    settings: Settings,
-    model: checkpoints.LoadedModel,
-    existing: str | None,
-) -> runs.Record:
-    """Find or make the record of the run, and its fields in the schema."""
-    label_field, joint_set = settings.label_field, model.entry.joint_set
-    fields = _fields(settings, joint_set)
-    recorded = {**settings.recorded(), "sha256": model.sha256}
-    old = runs.read_record(dataset, label_field)
-    changed = old is not None and (_is_foreign(old, dataset) or bool(runs.differences(old, recorded)))
-    runs.declare(dataset, fields)
-    if old and not (existing == "replace" and changed):
-        record = replace(old, fields=tuple(dict.fromkeys((*old.fields, *fields))), settings=recorded)
-    else:
-        previous = [str(folder) for folder in runs.run_folders(dataset, old)] if old else []
-        record = runs.Record(
-            label_field=label_field,
-            run_id=runs.new_run_id(),
-            dataset_id=runs.dataset_id(dataset),
-            fields=tuple(dict.fromkeys((*fields, *(old.fields if old else ())))),
-            joints=joint_set.joints,
-            settings=recorded,
-            versions={"fiftyone": fo.__version__, "torch": torch.__version__},
-            previous=tuple(previous),
-        )
-        if old:  # what was done with the old settings is to be done again; its maps stay until then
-            status = runs.field_name(label_field, "status")
-            dataset.match({status: runs.DONE}).set_field(status, None).save(status)
-    runs.save_record(dataset, record)
-    runs.style(dataset, label_field, joint_set, fields)
-    return record
-
-
-def _drop_replaced(dataset: fo.Dataset, label_field: str, written: tuple[str, ...]) -> None:
-    """Delete the files of replaced runs, and fields that only they had, once no sample refers to them."""
-    record = runs.read_record(dataset, label_field)
-    if record is None:
-        return
-    heatmaps = [name for name in record.fields if name in runs.heatmap_fields(dataset)]
-    names = {name.removeprefix(f"{label_field}_") for name in heatmaps}
-    kept = []
-    for folder in record.previous:
-        inside = {"$regex": "^" + re.escape(str(Path(folder)) + os.sep)}
-        if dataset.match({"$or": [{f"{name}.map_path": inside} for name in heatmaps]}).limit(1).count():
-            kept.append(folder)
-        else:
-            for _ in delete_maps(Path(folder), names):
-                pass
-    unused = [name for name in record.fields if not kept and name not in written and not dataset.count(name)]
-    if unused:
-        dataset.delete_sample_fields(unused)
-    fields = tuple(name for name in record.fields if name not in unused)
-    if fields != record.fields or kept != list(record.previous):
-        runs.save_record(dataset, replace(record, previous=tuple(kept), fields=fields))
 
 
 class _Stages:
@@ -327,7 +245,7 @@ class _Stages:
         self.state = state
         cores = os.cpu_count() or 1
         on_cpu = predictor.device.type == "cpu"
-        self.batch_size = settings.batch_size or (4 if on_cpu else 16)
+        self.batch_size = settings.batch_size or automatic_batch_size(predictor, self._see)
         self.num_readers = settings.num_readers or max(1, cores // 2)
         batches_at_once = min(cores, MAX_CPU_BATCHES) if on_cpu else 1
         # More workers than batches: while one writes, another takes its place.
@@ -366,7 +284,9 @@ class _Stages:
         reading: deque[tuple[str, str, Future[tuple[PreparedImage, float]]]] = deque()
         waiting: dict[tuple, list[_Item]] = {}  # the oldest shape first
         while True:
-            free = 4 * self.batch_size - len(reading) - sum(map(len, waiting.values()))
+            while (count := sum(map(len, waiting.values()))) >= 3 * self.batch_size:
+                yield waiting.pop(next(iter(waiting)))
+            free = max(0, 4 * self.batch_size - len(reading) - count)
             for sample_id, filepath in itertools.islice(samples, free):
                 reading.append((sample_id, filepath, readers.submit(self._read, filepath)))
             if not reading:
@@ -384,10 +304,8 @@ class _Stages:
                 self.state.warnings.append((filepath, "is much longer than wide; it was scaled down as a whole."))
             same_shape = waiting.setdefault(image.shape, [])
             same_shape.append(_Item(sample_id, filepath, image))
-            if len(same_shape) == self.batch_size:
+            if len(same_shape) >= self.batch_size:
                 yield waiting.pop(image.shape)
-            elif sum(map(len, waiting.values())) >= 3 * self.batch_size:
-                yield waiting.pop(next(iter(waiting)))
         yield from waiting.values()
 
     def _read(self, filepath: str) -> tuple[PreparedImage, float]:
@@ -408,9 +326,10 @@ class _Stages:
     def _infer(self, items: list[_Item]) -> tuple[list[_Item], list[labels.Seen], list[_Failure]]:
         """Run a batch; where it fails (out of memory, say), run its halves, down to the image that cannot be run."""
         try:
-            images = [item.image for item in items]
-            return items, labels.see(self.predictor, self.settings, images, bool(self.labeller.joints)), []
+            return items, self._see([item.image for item in items]), []
         except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):  # later batches are smaller from the start
+                self.batch_size = max(1, min(self.batch_size, len(items) // 2))
             if len(items) == 1:
                 reason = f"The network failed on it: {str(error).splitlines()[0]}"
                 return [], [], [(items[0].sample_id, items[0].filepath, reason)]
@@ -420,8 +339,13 @@ class _Stages:
         first, second = self._infer(items[:middle]), self._infer(items[middle:])
         return first[0] + second[0], first[1] + second[1], first[2] + second[2]
 
+    def _see(self, images: list[PreparedImage]) -> list[labels.Seen]:
+        return labels.see(self.predictor, self.settings, images, bool(self.labeller.joints))
+
     def _write(self, items: list[_Item], seen: list[labels.Seen], failed: list[_Failure]) -> list[_Outcome]:
         """Files first, then one bulk write, also of samples that failed before."""
+        if not recording.is_current(self.record):
+            raise RuntimeError(recording.gone(self.settings.label_field))
         outcomes = [_Outcome(filepath, reason) for _, filepath, reason in failed]
         updates = [self._update(sample_id, self._nothing(sample_id, reason)) for sample_id, _, reason in failed]
         for item, image in zip(items, seen, strict=True):

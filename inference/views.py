@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import fiftyone as fo
 from bson import ObjectId
 from pymongo import UpdateOne
+from pymongo.errors import AutoReconnect
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 PAGE = 1000  # samples asked of the database at once
+PATIENCE = 120  # seconds for a database to come back
 COUNTING = (fo.Limit, fo.Skip, fo.Take)  # stages that let samples through by their number
 
 
@@ -46,22 +54,48 @@ def pages(view: fo.core.collections.SampleCollection) -> Iterator[tuple[str, str
     if isinstance(view, fo.DatasetView) and any(isinstance(stage, COUNTING) for stage in view._stages):
         ids = sorted(map(ObjectId, view.values("id")))
         for start in range(0, len(ids), PAGE):
-            query = {"_id": {"$in": ids[start : start + PAGE]}}
-            for sample in view._dataset._sample_collection.find(query, ["filepath"]).sort("_id"):
-                yield str(sample["_id"]), sample["filepath"]
+            yield from patiently(lambda start=start: _files(view._dataset, ids[start : start + PAGE]))
         return
     last = None
     while True:
         rest = view if last is None else view.match({"_id": {"$gt": ObjectId(last)}})
-        page, filepaths = rest.sort_by("id").limit(PAGE).values(["id", "filepath"])
+        page, filepaths = patiently(lambda rest=rest: rest.sort_by("id").limit(PAGE).values(["id", "filepath"]))
         yield from zip(page, filepaths, strict=True)
         if len(page) < PAGE:
             return
         last = page[-1]
 
 
+def _files(dataset: fo.Dataset, ids: list[ObjectId]) -> list[tuple[str, str]]:
+    found = dataset._sample_collection.find({"_id": {"$in": ids}}, ["filepath"]).sort("_id")
+    return [(str(sample["_id"]), sample["filepath"]) for sample in found]
+
+
 def bulk_write(dataset: fo.Dataset, updates: Sequence[UpdateOne]) -> None:
     """Write several fields of many samples at once; each update names its sample by ``_id``."""
     # FiftyOne has no public bulk write of several fields; set_values() would be one per field.
     if updates:
-        dataset._bulk_write(list(updates), ids=[str(update._filter["_id"]) for update in updates])
+        ids = [str(update._filter["_id"]) for update in updates]
+        patiently(lambda: dataset._bulk_write(list(updates), ids=ids))
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Call the database; where it cannot be reached, again until it is back. The call must be safe to repeat.
+
+    Raises:
+        ConnectionError: if it does not come back within two minutes
+    """
+    deadline = None
+    while True:
+        try:
+            return call()
+        except AutoReconnect as error:
+            if deadline is None:
+                deadline = time.monotonic() + PATIENCE
+                logger.warning("The database cannot be reached; waiting for it up to %d seconds.", PATIENCE)
+            if time.monotonic() > deadline:
+                raise ConnectionError(
+                    f"The run stopped because the database could not be reached for {PATIENCE} seconds. Start the "
+                    "database and run again: finished samples are kept."
+                ) from error
+            time.sleep(1)

@@ -1,0 +1,188 @@
+"""The record of a run, opened before its first sample and closed after its last one.
+
+Several processes may do so at the same time: the shards of one call, or calls that overlap. One after the other looks
+at the record and changes it, so that all of them write under one run id.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fiftyone as fo
+import torch
+from bson import ObjectId
+from fiftyone.core.odm import get_db_conn
+from pymongo import ReturnDocument
+from pymongo.errors import DuplicateKeyError
+
+from . import runs
+from .checkpoints import ModelEntry
+from .joints import JointSet
+from .map_files import delete_maps
+from .settings import Settings, find_maps
+from .views import patiently
+
+LOCKS = "pose_heatmaps_locks"  # a collection of the database
+LEASE = 60  # seconds after which the lock of a process that was killed is nobody's
+
+
+def fields_of(settings: Settings, joint_set: JointSet) -> dict[str, type]:
+    """The fields that a run writes, with their types."""
+    maximum, joints = find_maps(settings.maps, joint_set)
+    return runs.declared_fields(settings.label_field, joints, maximum, settings.keypoints)
+
+
+def change_problem(dataset: fo.Dataset, settings: Settings, sha256: str, existing: str | None) -> str | None:
+    """Why the maps of a label field cannot just be continued."""
+    old = runs.read_record(dataset, settings.label_field)
+    if old is None or existing == "replace":
+        return None
+    if _is_foreign(old, dataset):
+        origin = "were attached or adopted" if old.adopted else "came with the dataset that this one is a clone of"
+        return f"The maps of '{settings.label_field}' {origin}. Choose another label field, or pass existing='replace'."
+    changed = runs.differences(old, {**settings.recorded(), "sha256": sha256})
+    if not changed or existing == "append":
+        return None
+    return (
+        f"'{settings.label_field}' holds the maps of a run with other settings: {'; '.join(changed)}. Choose another "
+        "label field, or pass existing='replace' to make them anew or existing='append' to add to them."
+    )
+
+
+def _is_foreign(record: runs.Record, dataset: fo.Dataset) -> bool:
+    """Whether the maps of a record were not made by a run on this dataset."""
+    return record.adopted or record.dataset_id != runs.dataset_id(dataset)
+
+
+def open_record(
+    dataset: fo.Dataset,
+    settings: Settings,
+    entry: ModelEntry,
+    sha256: str,
+    existing: str | None = None,
+    run_id: str | None = None,
+) -> runs.Record:
+    """Find or make the record of a run, and its fields in the schema.
+
+    Args:
+        settings: resolved
+        entry: the model
+        sha256: of its weights
+        existing: as of :func:`.pipeline.process`
+        run_id: the run that this one is a part of; None = whichever the label field has, or a new one
+
+    Raises:
+        ValueError: if the record does not let these settings continue, or is not that of ``run_id``
+    """
+    label_field, joint_set = settings.label_field, entry.joint_set
+    fields = fields_of(settings, joint_set)
+    recorded = {**settings.recorded(), "sha256": sha256}
+    with _one_at_a_time(dataset):
+        dataset.reload()  # another process may have changed it
+        old = runs.read_record(dataset, label_field)
+        if run_id and (old is None or old.run_id != run_id):
+            raise ValueError(gone(label_field))
+        problem = change_problem(dataset, settings, sha256, existing)
+        if problem:
+            raise ValueError(problem)
+        changed = old is not None and (_is_foreign(old, dataset) or bool(runs.differences(old, recorded)))
+        runs.declare(dataset, fields)
+        if old and not (existing == "replace" and changed):
+            record = replace(old, fields=tuple(dict.fromkeys((*old.fields, *fields))), settings=recorded)
+        else:
+            previous = [str(folder) for folder in runs.run_folders(dataset, old)] if old else []
+            record = runs.Record(
+                label_field=label_field,
+                run_id=runs.new_run_id(),
+                dataset_id=runs.dataset_id(dataset),
+                fields=tuple(dict.fromkeys((*fields, *(old.fields if old else ())))),
+                joints=joint_set.joints,
+                settings=recorded,
+                versions={"fiftyone": fo.__version__, "torch": torch.__version__},
+                previous=tuple(previous),
+            )
+            if old:  # what was done with the old settings is to be done again; its maps stay until then
+                status = runs.field_name(label_field, "status")
+                dataset.match({status: runs.DONE}).set_field(status, None).save(status)
+        if record != old:
+            runs.save_record(dataset, record)
+        runs.style(dataset, label_field, joint_set, fields)
+    return record
+
+
+def close_record(dataset: fo.Dataset, label_field: str, written: tuple[str, ...]) -> None:
+    """Delete the files of replaced runs, and fields that only they had, once no sample refers to them."""
+    record = runs.read_record(dataset, label_field)
+    if record is None:
+        return
+    heatmaps = [name for name in record.fields if name in runs.heatmap_fields(dataset)]
+    names = {name.removeprefix(f"{label_field}_") for name in heatmaps}
+    dropped = []
+    for folder in record.previous:
+        inside = {"$regex": "^" + re.escape(str(Path(folder)) + os.sep)}
+        if not dataset.match({"$or": [{f"{name}.map_path": inside} for name in heatmaps]}).limit(1).count():
+            for _ in delete_maps(Path(folder), names):
+                pass
+            dropped.append(folder)
+    with _one_at_a_time(dataset):
+        dataset.reload()
+        latest = runs.read_record(dataset, label_field)
+        if latest is None or latest.run_id != record.run_id:
+            return
+        kept = tuple(folder for folder in latest.previous if folder not in dropped)
+        unused = [name for name in latest.fields if not kept and name not in written and not dataset.count(name)]
+        present = [name for name in unused if dataset.has_field(name)]
+        if present:
+            dataset.delete_sample_fields(present)
+        closed = replace(latest, previous=kept, fields=tuple(name for name in latest.fields if name not in unused))
+        if closed != latest:
+            runs.save_record(dataset, closed)
+
+
+def is_current(record: runs.Record) -> bool:
+    """Whether the label field still holds this run: it may be replaced or deleted while a process works on it."""
+    # Asked for every batch: FiftyOne would load the dataset anew.
+    where = {"_dataset_id": ObjectId(record.dataset_id), "key": record.label_field, "config.run_id": record.run_id}
+    return patiently(lambda: get_db_conn()["runs"].count_documents(where, limit=1)) > 0
+
+
+def gone(label_field: str) -> str:
+    """What is told to a process whose run was replaced or deleted by another one."""
+    return (
+        f"The run of '{label_field}' that this one belongs to was replaced or deleted meanwhile, so it stopped. "
+        "Start it again if its maps are still wanted."
+    )
+
+
+@contextmanager
+def _one_at_a_time(dataset: fo.Dataset) -> Iterator[None]:
+    """Keeps other processes from changing the record and the schema, on whichever machine they run."""
+    locks, holder = get_db_conn()[LOCKS], ObjectId()
+    free = {"$or": [{"$lt": ["$until", "$$NOW"]}, {"$eq": ["$holder", holder]}]}
+    until = {"$dateAdd": {"startDate": "$$NOW", "unit": "second", "amount": LEASE}}
+    taken: list[dict[str, Any]] = [
+        {"$set": {"holder": {"$cond": [free, holder, "$holder"]}, "until": {"$cond": [free, until, "$until"]}}}
+    ]
+
+    def take() -> bool:
+        try:
+            after = locks.find_one_and_update(
+                {"_id": dataset._doc.id}, taken, upsert=True, return_document=ReturnDocument.AFTER
+            )
+        except DuplicateKeyError:  # two were the first at the same time
+            return False
+        return after["holder"] == holder
+
+    while not patiently(take):
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        patiently(lambda: locks.delete_one({"_id": dataset._doc.id, "holder": holder}))
