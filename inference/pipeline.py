@@ -187,10 +187,11 @@ def process(
     settings = settings or Settings()
     if existing not in (None, "replace", "append"):
         raise ValueError(f"existing is '{existing}'; it must be None, 'replace' or 'append'.")
+    dataset: fo.Dataset = view._dataset
+    recording.expect(dataset, settings.label_field, run_id)
     found = problems(view, settings, existing)
     if found:
         raise ValueError(" ".join(found))
-    dataset: fo.Dataset = view._dataset
     settings = settings.resolved(dataset)
     model = checkpoints.load(settings.model, settings.checkpoint)
     predictor = Predictor(

@@ -86,9 +86,8 @@ def open_record(
     recorded = {**settings.recorded(), "sha256": sha256}
     with _one_at_a_time(dataset):
         dataset.reload()  # another process may have changed it
+        expect(dataset, label_field, run_id)
         old = runs.read_record(dataset, label_field)
-        if run_id and (old is None or old.run_id != run_id):
-            raise ValueError(gone(label_field))
         problem = change_problem(dataset, settings, sha256, existing)
         if problem:
             raise ValueError(problem)
@@ -144,6 +143,13 @@ def close_record(dataset: fo.Dataset, label_field: str, written: tuple[str, ...]
         closed = replace(latest, previous=kept, fields=tuple(name for name in latest.fields if name not in unused))
         if closed != latest:
             runs.save_record(dataset, closed)
+
+
+def expect(dataset: fo.Dataset, label_field: str, run_id: str | None) -> None:
+    """Raises ValueError where a label field no longer holds the run that a shard is a part of."""
+    record = runs.read_record(dataset, label_field)
+    if run_id and (record is None or record.run_id != run_id):
+        raise ValueError(gone(label_field))
 
 
 def is_current(record: runs.Record) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 import fiftyone as fo
@@ -54,12 +55,12 @@ def pages(view: fo.core.collections.SampleCollection) -> Iterator[tuple[str, str
     if isinstance(view, fo.DatasetView) and any(isinstance(stage, COUNTING) for stage in view._stages):
         ids = sorted(map(ObjectId, view.values("id")))
         for start in range(0, len(ids), PAGE):
-            yield from patiently(lambda start=start: _files(view._dataset, ids[start : start + PAGE]))
+            yield from patiently(partial(_files, view._dataset, ids[start : start + PAGE]))
         return
     last = None
     while True:
         rest = view if last is None else view.match({"_id": {"$gt": ObjectId(last)}})
-        page, filepaths = patiently(lambda rest=rest: rest.sort_by("id").limit(PAGE).values(["id", "filepath"]))
+        page, filepaths = patiently(partial(rest.sort_by("id").limit(PAGE).values, ["id", "filepath"]))
         yield from zip(page, filepaths, strict=True)
         if len(page) < PAGE:
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +9,13 @@ import fiftyone as fo
 import fiftyone.operators as foo
 import fiftyone.operators.types as types
 
-from . import forms
+from . import forms, generation
 
 if TYPE_CHECKING:
     from ..inference.pipeline import Progress
     from ..inference.settings import Settings
 
-SECONDS_BETWEEN_REPORTS = 0.5
 LONG = 10 * 60  # seconds from which on a worker is the better place
-ADVANCED = ("floor", "dtype", "input_size", "flip", "scales", "batch_size", "num_readers", "device")
 
 
 class GenerateHeatmaps(foo.Operator):
@@ -33,6 +30,7 @@ class GenerateHeatmaps(foo.Operator):
             execute_as_generator=True,
             allow_immediate_execution=True,
             allow_delegated_execution=True,
+            allow_distributed_execution=True,  # of FiftyOne Enterprise; the open-source version has shards
             risk_level=types.RiskLevel.MEDIUM,
         )
 
@@ -48,19 +46,18 @@ class GenerateHeatmaps(foo.Operator):
         return types.Property(inputs, view=types.View(label="Generate pose heatmaps"))
 
     def execute(self, ctx: foo.ExecutionContext) -> Iterator[Any] | dict[str, Any]:
-        from ..inference import pipeline
-
-        settings = _settings(ctx.params)
-        steps = pipeline.process(
-            ctx.target_view(),
-            settings,
-            skip_existing=ctx.params.get("skip_existing", True),
-            existing=ctx.params.get("existing") or None,
-        )
-        return _run_delegated(ctx, steps) if ctx.delegated else _run_in_app(ctx, steps, settings.label_field)
+        shards = ctx.params.get("shards") or 1
+        if shards > 1:
+            settings = generation.settings_of(ctx.params)
+            queued = generation.queue(self.uri, ctx.target_view(), settings, shards, *generation.choices(ctx.params))
+            return generation.report_queued(ctx, len(queued))
+        return generation.run_delegated(ctx) if ctx.delegated else generation.run_in_app(ctx)
 
     def resolve_output(self, ctx: foo.ExecutionContext) -> types.Property:
-        return _outputs()
+        return generation.outputs()
+
+    def resolve_run_name(self, ctx: foo.ExecutionContext) -> str:
+        return f"{self.config.label}{generation.part_of(ctx.params)}"
 
     def __call__(
         self,
@@ -84,9 +81,9 @@ class GenerateHeatmaps(foo.Operator):
         skip_existing: bool = True,
         existing: str | None = None,
         shards: int = 1,
-        delegate: bool = False,
+        delegate: bool | None = None,
         progress: bool | None = None,
-    ) -> Progress | foo.ExecutionResult:
+    ) -> Progress | foo.ExecutionResult | list[foo.ExecutionResult]:
         """Attach pose heatmaps to the samples of a dataset or view.
 
         Args:
@@ -109,12 +106,14 @@ class GenerateHeatmaps(foo.Operator):
             device: ``"cpu"``, ``"cuda:0"`` and so on; None = the best there is
             skip_existing: leave out samples that are done
             existing: where the label field has a run with other settings: None = error, ``"replace"``, ``"append"``
-            shards: number of delegated operations to split the run into; this version supports 1
-            delegate: queue the run for FiftyOne's delegated workers instead of running it here
+            shards: number of delegated operations to split the run into, for as many workers as there are
+            delegate: queue the run for FiftyOne's delegated workers instead of running it here; None = where there are
+                several shards
             progress: with or without a progress bar; None = FiftyOne's default
 
         Returns:
-            the state at the end, with counts and failures; for ``delegate=True`` the queued operation
+            the state at the end, with counts and failures; of a run that is delegated the queued operation, or, with
+            several shards, all of them
 
         Raises:
             ValueError: if the view, the settings, a field, the folder or the weights cannot work
@@ -122,8 +121,10 @@ class GenerateHeatmaps(foo.Operator):
         from ..inference import pipeline
         from ..inference.settings import Settings
 
-        if shards != 1:
-            raise ValueError("This version cannot split a run into shards yet; leave shards at 1.")
+        if shards < 1:
+            raise ValueError(f"shards is {shards}; it must be at least 1.")
+        if shards > 1 and delegate is False:
+            raise ValueError("Shards are for FiftyOne's delegated workers: leave delegate out, or shards at 1.")
         settings = Settings(
             label_field=label_field,
             model=model,
@@ -142,19 +143,12 @@ class GenerateHeatmaps(foo.Operator):
             num_readers=num_readers,
             device=device,
         )
-        if not delegate:
+        if shards == 1 and not delegate:
             return pipeline.run(
                 sample_collection, settings, skip_existing=skip_existing, existing=existing, progress=progress
             )
-        found = pipeline.problems(sample_collection, settings, existing)
-        if found:
-            raise ValueError(" ".join(found))
-        return foo.execute_operator(
-            self.uri,
-            {"view": sample_collection.view()},
-            params=_params(settings, skip_existing, existing),
-            request_delegation=True,
-        )
+        queued = generation.queue(self.uri, sample_collection, settings, shards, skip_existing, existing)
+        return queued if shards > 1 else queued[0]
 
 
 # --- the form
@@ -180,7 +174,8 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
     inputs.bool("advanced", default=False, label="Advanced settings", view=types.SwitchView())
     if ctx.params.get("advanced"):
         _advanced_fields(ctx, inputs, bundled=chosen is None or chosen.bundled)
-    _consequences(ctx, inputs)
+    if not generation.is_queued(ctx):  # a worker has no one to tell, and would load the model once more
+        _consequences(ctx, inputs)
 
 
 def _model_description(entry: Any) -> str:
@@ -247,6 +242,7 @@ def _advanced_fields(ctx: foo.ExecutionContext, inputs: types.Object, bundled: b
     inputs.int("batch_size", min=1, label="Batch size", description="Empty: automatic")
     inputs.int("num_readers", min=1, label="Readers", description="Threads that decode images; empty: automatic")
     inputs.str("device", label="Device", description="cpu, cuda:0, …; empty: the best there is")
+    inputs.int("shards", min=1, default=1, label="Shards", description="Split into operations for several workers")
     inputs.bool(
         "skip_existing", default=True, label="Skip finished samples", description="Those with an error are tried again"
     )
@@ -258,7 +254,7 @@ def _consequences(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
 
     view = ctx.target_view()
     try:
-        settings = _settings(ctx.params)
+        settings = generation.settings_of(ctx.params)
     except ValueError as error:
         forms.refuse(inputs, [str(error)])
         return
@@ -309,117 +305,13 @@ def _notice(
         return
     done = f" ({forms.samples(total - count)} done already)" if count < total else ""
     text = f"{forms.samples(count)}{done}, {fields}, about {size} {place}, about {forms.duration(seconds)} here."
-    if seconds > LONG:
+    shards = ctx.params.get("shards") or 1
+    if shards > 1:
+        text += f" Queues {shards} operations, for workers: `fiftyone delegated launch`."
+    elif seconds > LONG:
         text += " Better schedule it for a worker."
     forms.notice(inputs, text)
     if settings.storage == "memory" and maps > 1:
         forms.warn(
             inputs, "memory", "The App loads maps in the database with every page, shown or not. Files keep it fast."
         )
-
-
-# --- parameters: the form's, and those of a queued operation
-
-
-def _settings(params: dict[str, Any]) -> Settings:
-    """Raises ValueError, with what to do, if they make no sense."""
-    from ..inference.settings import Settings
-
-    choice = params.get("maps") or "all"
-    chosen = (*(("max",) if params.get("maximum", True) else ()), *(params.get("joints") or ()))
-    maps = {"all": ("max", "joints"), "max": ("max",)}.get(choice, chosen)
-    values: dict[str, Any] = {name: params[name] for name in ADVANCED if params.get(name) not in (None, "")}
-    storage = params.get("storage") or "files"
-    if storage == "files":
-        values.pop("dtype", None)  # chosen before the storage was changed in the form
-    if "scales" in values:
-        values["scales"] = _scales(values["scales"])
-    for name in ("label_field", "model", "keypoints", "resolution"):
-        if params.get(name) is not None:
-            values[name] = params[name]
-    return Settings(
-        maps=maps,
-        storage=storage,
-        checkpoint=forms.chosen_path(params.get("checkpoint")),
-        maps_dir=forms.chosen_path(params.get("maps_dir")) if storage == "files" else None,
-        **values,
-    )
-
-
-def _scales(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(scale) for scale in text.replace(",", " ").split())
-    except ValueError:
-        raise ValueError(f"Scales are numbers such as: 0.5, 1, 2. This is not: {text}") from None
-
-
-def _params(settings: Settings, skip_existing: bool, existing: str | None) -> dict[str, Any]:
-    """The inverse of :func:`_settings`."""
-    names = ("label_field", "model", "keypoints", "storage", "resolution", "dtype", "floor", "flip")
-    optional = ("input_size", "batch_size", "num_readers", "device")
-    params = {name: getattr(settings, name) for name in names}
-    params |= {name: getattr(settings, name) for name in optional if getattr(settings, name) is not None}
-    paths = {"checkpoint": settings.checkpoint, "maps_dir": settings.maps_dir}
-    params |= {name: {"absolute_path": str(path)} for name, path in paths.items() if path}
-    joints = [name for name in settings.maps if name != "max"]
-    if "joints" in joints and "max" in settings.maps:
-        params["maps"] = "all"
-    elif not joints:
-        params["maps"] = "max"
-    else:
-        params |= {"maps": "some", "joints": joints, "maximum": "max" in settings.maps}
-    params |= {"scales": ", ".join(map(str, settings.scales)), "skip_existing": skip_existing, "advanced": True}
-    return {**params, "existing": existing} if existing else params
-
-
-# --- the run
-
-
-def _run_in_app(ctx: foo.ExecutionContext, steps: Iterator[Progress], label_field: str) -> Iterator[Any]:
-    colors = forms.colors(ctx.dataset)
-    state, reported = next(steps), 0.0
-    for state in steps:
-        if time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
-            reported = time.monotonic()
-            finished = state.done + state.failed
-            yield ctx.ops.set_progress(
-                progress=finished / max(state.total, 1), label=f"{finished} of {state.total} images"
-            )
-    shown = [name for name in state.fields if name in (f"{label_field}_max", f"{label_field}_keypoints")]
-    yield from forms.show_fields(ctx, shown, colors)
-    yield ctx.ops.notify(state.summary(), variant="warning" if state.failed else "success")
-    if state.failed or state.warnings:
-        yield ctx.ops.show_output(_outputs().to_json(), _result(state))
-
-
-def _run_delegated(ctx: foo.ExecutionContext, steps: Iterator[Progress]) -> dict[str, Any]:
-    state = next(steps)
-    for state in steps:
-        finished = state.done + state.failed
-        left = forms.duration(state.seconds / max(finished, 1) * (state.total - finished))
-        rate = finished / max(state.seconds, 1e-6)
-        label = f"{state.done} done, {state.failed} failed of {state.total}, {rate:.1f} images/s, {left} left"
-        ctx.set_progress(progress=finished / max(state.total, 1), label=label)
-    return _result(state)
-
-
-def _result(state: Progress) -> dict[str, Any]:
-    return {
-        "summary": state.summary(),
-        "maps_dir": state.maps_dir or "in the database",
-        "done": state.done,
-        "failed": state.failed,
-        "skipped": state.skipped,
-        "failures": [{"file": path, "reason": reason} for path, reason in (*state.failures, *state.warnings)],
-    }
-
-
-def _outputs() -> types.Property:
-    outputs = types.Object()
-    outputs.str("summary", label="Result")
-    outputs.str("maps_dir", label="Maps")
-    table = types.TableView()
-    table.add_column("file", label="File")
-    table.add_column("reason", label="What to know")
-    outputs.list("failures", types.Object(), label="Images with a problem", view=table)
-    return types.Property(outputs, view=types.View(label="Pose heatmaps"))

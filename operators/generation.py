@@ -1,0 +1,233 @@
+"""A run of generate_heatmaps as an operation: its parameters, and how the App, a worker and shards execute it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import fiftyone as fo
+import fiftyone.operators as foo
+import fiftyone.operators.types as types
+
+from . import forms
+
+if TYPE_CHECKING:
+    from ..inference.pipeline import Progress
+    from ..inference.settings import Settings
+
+SECONDS_BETWEEN_REPORTS = 0.5
+SECONDS_BETWEEN_STATUSES = 2.0  # of a delegated operation, in the database
+ADVANCED = ("floor", "dtype", "input_size", "flip", "scales", "batch_size", "num_readers", "device")
+
+# --- parameters: the form's, and those of a queued operation
+
+
+def settings_of(params: dict[str, Any]) -> Settings:
+    """Raises ValueError, with what to do, if they make no sense."""
+    from ..inference.settings import Settings
+
+    choice = params.get("maps") or "all"
+    chosen = (*(("max",) if params.get("maximum", True) else ()), *(params.get("joints") or ()))
+    maps = {"all": ("max", "joints"), "max": ("max",)}.get(choice, chosen)
+    values: dict[str, Any] = {name: params[name] for name in ADVANCED if params.get(name) not in (None, "")}
+    storage = params.get("storage") or "files"
+    if storage == "files":
+        values.pop("dtype", None)  # chosen before the storage was changed in the form
+    if "scales" in values:
+        values["scales"] = _scales(values["scales"])
+    for name in ("label_field", "model", "keypoints", "resolution"):
+        if params.get(name) is not None:
+            values[name] = params[name]
+    return Settings(
+        maps=maps,
+        storage=storage,
+        checkpoint=forms.chosen_path(params.get("checkpoint")),
+        maps_dir=forms.chosen_path(params.get("maps_dir")) if storage == "files" else None,
+        **values,
+    )
+
+
+def _scales(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(scale) for scale in text.replace(",", " ").split())
+    except ValueError:
+        raise ValueError(f"Scales are numbers such as: 0.5, 1, 2. This is not: {text}") from None
+
+
+def params_of(settings: Settings, skip_existing: bool, existing: str | None) -> dict[str, Any]:
+    """The inverse of :func:`settings_of`."""
+    names = ("label_field", "model", "keypoints", "storage", "resolution", "dtype", "floor", "flip")
+    optional = ("input_size", "batch_size", "num_readers", "device")
+    params = {name: getattr(settings, name) for name in names}
+    params |= {name: getattr(settings, name) for name in optional if getattr(settings, name) is not None}
+    paths = {"checkpoint": settings.checkpoint, "maps_dir": settings.maps_dir}
+    params |= {name: {"absolute_path": str(path)} for name, path in paths.items() if path}
+    joints = [name for name in settings.maps if name != "max"]
+    if "joints" in joints and "max" in settings.maps:
+        params["maps"] = "all"
+    elif not joints:
+        params["maps"] = "max"
+    else:
+        params |= {"maps": "some", "joints": joints, "maximum": "max" in settings.maps}
+    params |= {"scales": ", ".join(map(str, settings.scales)), "skip_existing": skip_existing, "advanced": True}
+    return {**params, "existing": existing} if existing else params
+
+
+def choices(params: dict[str, Any]) -> tuple[bool, str | None]:
+    """Whether to skip what is done, and what to do with maps of other settings."""
+    return params.get("skip_existing", True), params.get("existing") or None
+
+
+def is_queued(ctx: foo.ExecutionContext) -> bool:
+    """Whether a worker executes the operation, or Python queues a part of it: its form is not looked at."""
+    return bool(ctx.delegated or ctx.params.get("shard"))
+
+
+def part_of(params: dict[str, Any]) -> str:
+    """For people, which part of a run an operation is; empty if it is all of it."""
+    shard = params.get("shard")
+    return f", part {shard['number']} of {shard['of']}" if shard else ""
+
+
+# --- queueing
+
+
+def queue(
+    uri: str,
+    target: fo.core.collections.SampleCollection,
+    settings: Settings,
+    count: int,
+    skip_existing: bool,
+    existing: str | None,
+) -> list[foo.ExecutionResult]:
+    """Queue a run for FiftyOne's delegated workers, in ``count`` shards (fewer if there are fewer samples).
+
+    Raises:
+        ValueError: if the run cannot work, or the view cannot be split
+    """
+    from ..inference import checkpoints, pipeline, recording, runs
+    from ..inference.shards import split
+
+    found = pipeline.problems(target, settings, existing)
+    if found:
+        raise ValueError(" ".join(found))
+    if count == 1:
+        return [_queue(uri, target.view(), params_of(settings, skip_existing, existing))]
+    dataset: fo.Dataset = target._dataset
+    resolved = settings.resolved(dataset)
+    entry = checkpoints.find_model(settings.model)
+    old = runs.read_record(dataset, settings.label_field)
+    written = {*recording.fields_of(resolved, entry.joint_set), *(old.fields if old else ())}
+    parts = split(target, count, written)
+    # One record for all of them, made here: no shard replaces what another one has made.
+    sha256 = checkpoints.file_sha256(checkpoints.weights_path(entry, settings.checkpoint))
+    record = recording.open_record(dataset, resolved, entry, sha256, existing)
+    params = params_of(settings, skip_existing, existing if existing == "append" else None)
+    queued = []
+    for number, part in enumerate(parts, 1):
+        shard = {"number": number, "of": len(parts), "run_id": record.run_id, "first": part.first, "last": part.last}
+        queued.append(_queue(uri, part.view, {**params, "shard": shard}))
+    return queued
+
+
+def _queue(uri: str, view: fo.DatasetView, params: dict[str, Any]) -> foo.ExecutionResult:
+    return foo.execute_operator(uri, {"view": view}, params=params, request_delegation=True)
+
+
+def report_queued(ctx: foo.ExecutionContext, count: int) -> Iterator[Any] | dict[str, Any]:
+    """Tell a user, or the worker that has split a scheduled run, how many operations there are now."""
+    summary = f"{count} operations are queued, for workers: `fiftyone delegated launch`."
+
+    def tell() -> Iterator[Any]:
+        yield ctx.ops.reload_dataset()
+        yield ctx.ops.notify(summary, variant="success")
+
+    return {"summary": summary} if ctx.delegated else tell()
+
+
+# --- the run
+
+
+def _process(ctx: foo.ExecutionContext) -> Iterator[Progress]:
+    from ..inference import pipeline
+    from ..inference.shards import Shard
+
+    view, shard = ctx.target_view(), ctx.params.get("shard") or {}
+    if shard:
+        view = Shard(view.view(), shard["first"], shard["last"]).select()
+    skip_existing, existing = choices(ctx.params)
+    return pipeline.process(
+        view,
+        settings_of(ctx.params),
+        skip_existing=skip_existing,
+        existing=existing,
+        run_id=shard.get("run_id"),
+    )
+
+
+def run_in_app(ctx: foo.ExecutionContext) -> Iterator[Any]:
+    """Run, and let the App show how far it is."""
+    colors = forms.colors(ctx.dataset)
+    steps = _process(ctx)
+    state, reported = next(steps), 0.0
+    for state in steps:
+        if time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
+            reported = time.monotonic()
+            finished = state.done + state.failed
+            yield ctx.ops.set_progress(
+                progress=finished / max(state.total, 1), label=f"{finished} of {state.total} images"
+            )
+    label_field = settings_of(ctx.params).label_field
+    shown = [name for name in state.fields if name in (f"{label_field}_max", f"{label_field}_keypoints")]
+    yield from forms.show_fields(ctx, shown, colors)
+    yield ctx.ops.notify(state.summary(), variant="warning" if state.failed else "success")
+    if state.failed or state.warnings:
+        yield ctx.ops.show_output(outputs().to_json(), _result(state))
+
+
+def run_delegated(ctx: foo.ExecutionContext) -> dict[str, Any]:
+    """Run, and keep in the operation's status how far it is."""
+    steps = _process(ctx)
+    state = next(steps)
+    begun = reported = time.monotonic()
+    ctx.set_progress(progress=0, label=f"{state.total:,} to do, {state.skipped:,} done before")
+    for state in steps:
+        now = time.monotonic()
+        if now - reported > SECONDS_BETWEEN_STATUSES:
+            reported = now
+            ctx.set_progress(
+                progress=(state.done + state.failed) / max(state.total, 1), label=_status(state, now - begun)
+            )
+    ctx.set_progress(progress=1, label=_status(state, time.monotonic() - begun))
+    return _result(state)
+
+
+def _status(state: Progress, seconds: float) -> str:
+    finished = state.done + state.failed
+    rate = finished / max(seconds, 1e-6)
+    left = state.total - finished
+    label = f"{state.done:,} done, {state.failed:,} failed of {state.total:,}, {rate:.1f} images/s"
+    return f"{label}, {forms.duration(left / rate)} left" if left and rate else label
+
+
+def _result(state: Progress) -> dict[str, Any]:
+    return {
+        "summary": state.summary(),
+        "maps_dir": state.maps_dir or "in the database",
+        "done": state.done,
+        "failed": state.failed,
+        "skipped": state.skipped,
+        "failures": [{"file": path, "reason": reason} for path, reason in (*state.failures, *state.warnings)],
+    }
+
+
+def outputs() -> types.Property:
+    outputs = types.Object()
+    outputs.str("summary", label="Result")
+    outputs.str("maps_dir", label="Maps")
+    table = types.TableView()
+    table.add_column("file", label="File")
+    table.add_column("reason", label="What to know")
+    outputs.list("failures", types.Object(), label="Images with a problem", view=table)
+    return types.Property(outputs, view=types.View(label="Pose heatmaps"))
