@@ -45,14 +45,18 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_mongod(folder: Path) -> tuple[subprocess.Popen, int]:
+def start_mongod(folder: Path, port: int | None = None) -> tuple[subprocess.Popen, int]:
     """Start a server that only this machine can reach, with its data in a folder; returns it and its port.
+
+    Args:
+        folder: of the data
+        port: None = one that is free
 
     Raises:
         RuntimeError: if it does not answer
     """
     folder.mkdir(parents=True, exist_ok=True)
-    port, log = free_port(), folder / "mongod.log"
+    port, log = port or free_port(), folder / "mongod.log"
     command = [str(find_mongod()), "--dbpath", str(folder), "--bind_ip", "127.0.0.1", "--port", str(port)]
     with open(log, "w") as output:
         mongod = subprocess.Popen(
