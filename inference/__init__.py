@@ -9,9 +9,9 @@ if TYPE_CHECKING:
 
 
 def zoo_download(model_name: str, model_path: str) -> None:
-    from .checkpoints import copy_bundled
+    from . import checkpoints, weights
 
-    copy_bundled(model_name, model_path)
+    weights.copy(checkpoints.find_model(model_name), model_path)
 
 
 def zoo_load(model_name: str, model_path: str, **settings: object) -> PoseHeatmapModel:

@@ -7,26 +7,31 @@ from functools import lru_cache
 
 import numpy as np
 
-from . import checkpoints
+from . import checkpoints, weights
+from .network import HigherHRNet, NetworkConfig
 from .predictor import Predictor
 from .settings import Settings
 
 PHOTO_WH = (640, 480)  # of a typical image; the real sizes are not looked at
 OVERHEAD = 1.15  # of reading, grouping and writing, over the network's time
 BYTES_PER_PIXEL = 0.04  # of a PNG at the default floor; most of a map is zero
+ENOUGH_SECONDS = 2  # of measuring; a form waits for it
 PNG_HEADER = 70
 BLOCK = 4096  # what a small file takes on most disks
 
 
 @lru_cache(maxsize=16)
-def _seconds_per_image(
-    model: str, checkpoint: str | None, input_size: int, flip: bool, scales: tuple[float, ...], device: str | None
-) -> float:
-    loaded = checkpoints.load(model, checkpoint)
-    predictor = Predictor(loaded.network, loaded.entry.joint_set.flip, input_size, flip, scales, device)
+def _seconds_per_pass(model: str, checkpoint: str | None, input_size: int, device: str | None) -> float:
+    """Of one image through the network, once, with its own weights if they are here."""
+    entry = checkpoints.find_model(model, checkpoint)
+    if weights.find(entry, checkpoint):
+        network = checkpoints.load(model, checkpoint).network
+    else:  # the time does not depend on the weights
+        network = HigherHRNet(entry.network or NetworkConfig()).eval()
+    predictor = Predictor(network, range(network.config.joints), input_size, device=device)
     image = predictor.prepare(np.zeros((PHOTO_WH[1], PHOTO_WH[0], 3), np.uint8))
-    seconds = []
-    for _ in range(3):  # the first is slower: memory is laid out
+    seconds: list[float] = []
+    while len(seconds) < 3 and sum(seconds) < ENOUGH_SECONDS:  # the first is slower: memory is laid out
         started = time.perf_counter()
         predictor.predict([image] * 2).heatmaps.cpu()
         seconds.append(time.perf_counter() - started)
@@ -34,14 +39,15 @@ def _seconds_per_image(
 
 
 def seconds_per_image(settings: Settings) -> float:
-    """Measured with the network on this machine, once per process and choice of settings.
+    """Measured with the network on this machine, once per process and choice of model, size and device.
 
     Raises:
         ValueError: if the model cannot be loaded
     """
-    entry = checkpoints.find_model(settings.model)
-    choices = (settings.input_size or entry.input_size, settings.flip, tuple(settings.scales), settings.device)
-    return OVERHEAD * _seconds_per_image(settings.model, settings.checkpoint, *choices)
+    entry = checkpoints.find_model(settings.model, settings.checkpoint)
+    size = settings.input_size or entry.input_size
+    passes = sum(scale**2 for scale in settings.scales) * (2 if settings.flip else 1)
+    return OVERHEAD * passes * _seconds_per_pass(settings.model, settings.checkpoint, size, settings.device)
 
 
 def bytes_per_image(settings: Settings, maps: int) -> float:

@@ -1,7 +1,7 @@
 """Joint sets: names, flip pairs, limbs, groups and colours.
 
-A joint set says what the channels of a network mean. COCO-17 and CrowdPose-14 are built in; others are
-read from a JSON file with the keys of :class:`JointSet`.
+A joint set says what the channels of a network mean. COCO-17, CrowdPose-14 and AI Challenger-14 are built in; others
+are read from a JSON file, see :meth:`JointSet.from_json`.
 """
 
 from __future__ import annotations
@@ -70,20 +70,34 @@ class JointSet:
     def from_json(path: str | Path) -> JointSet:
         """Read a joint set from a JSON file.
 
+        Its keys are ``name``, ``joints`` (in the order of the channels), ``flip`` (pairs of joints that change places
+        in a mirrored image, or K indices as above), ``limbs`` (pairs of joints) and, if known, ``grouping_order`` and
+        ``sigmas``. Joints are given by name or by index.
+
         Raises:
             ValueError: if the file is not a joint set; the message says what is wrong with it
         """
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
+            joints = tuple(values["joints"])
+
+            def index(joint: str | int) -> int:
+                if isinstance(joint, str) and joint not in joints:
+                    raise ValueError(f"{path}: there is no joint '{joint}' among its joints.")
+                return joints.index(joint) if isinstance(joint, str) else joint
+
+            pairs = [tuple(map(index, pair)) for pair in values["flip"] if isinstance(pair, list)]
+            mirrored = {**{one: other for one, other in pairs}, **{other: one for one, other in pairs}}
+            flip = [mirrored.get(k, k) for k in range(len(joints))] if pairs or not values["flip"] else values["flip"]
             return JointSet(
                 name=str(values["name"]),
-                joints=tuple(values["joints"]),
-                flip=tuple(values["flip"]),
-                limbs=tuple(tuple(limb) for limb in values["limbs"]),
-                grouping_order=tuple(values.get("grouping_order", range(len(values["joints"])))),
-                sigmas=tuple(values.get("sigmas", [0.079] * len(values["joints"]))),
+                joints=joints,
+                flip=tuple(flip),
+                limbs=tuple(tuple(map(index, limb)) for limb in values["limbs"]),
+                grouping_order=tuple(map(index, values.get("grouping_order", range(len(joints))))),
+                sigmas=tuple(values.get("sigmas", [0.079] * len(joints))),
             )
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{path} is not a joint set ({error}). It needs the keys name, joints, flip and limbs."
             ) from error
@@ -156,6 +170,35 @@ CROWDPOSE = JointSet(
     ),
 )
 
+AI_CHALLENGER = JointSet(
+    name="ai-challenger-14",
+    joints=(
+        "right_shoulder",
+        "right_elbow",
+        "right_wrist",
+        "left_shoulder",
+        "left_elbow",
+        "left_wrist",
+        "right_hip",
+        "right_knee",
+        "right_ankle",
+        "left_hip",
+        "left_knee",
+        "left_ankle",
+        "head_top",
+        "neck",
+    ),
+    flip=(3, 4, 5, 0, 1, 2, 9, 10, 11, 6, 7, 8, 12, 13),
+    limbs=(
+        (0, 1), (1, 2), (3, 4), (4, 5), (6, 7), (7, 8), (9, 10), (10, 11), (12, 13), (13, 0), (13, 3), (0, 6), (3, 9),
+        (6, 9),
+    ),
+    grouping_order=(12, 13, 0, 3, 6, 9, 1, 4, 2, 5, 7, 10, 8, 11),
+    sigmas=(
+        0.079, 0.072, 0.062, 0.079, 0.072, 0.062, 0.107, 0.087, 0.089, 0.107, 0.087, 0.089, 0.079, 0.079,
+    ),
+)
+
 # fmt: on
 
-JOINT_SETS = {joint_set.name: joint_set for joint_set in (COCO, CROWDPOSE)}
+JOINT_SETS = {joint_set.name: joint_set for joint_set in (COCO, CROWDPOSE, AI_CHALLENGER)}

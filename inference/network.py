@@ -28,6 +28,7 @@ class NetworkConfig:
         deconv_blocks: basic blocks after the transposed convolution
         joints: number of joints K
         shared_tag: one tag channel for all joints instead of one each
+        center: a map of people's centres, and its tag, behind those of the joints; the network drops its result
     """
 
     width: int = 32
@@ -37,11 +38,17 @@ class NetworkConfig:
     deconv_blocks: int = 4
     joints: int = 17
     shared_tag: bool = False
+    center: bool = False
+
+    @property
+    def heatmaps(self) -> int:
+        """Number of heatmap channels, with the centre's."""
+        return self.joints + self.center
 
     @property
     def tags(self) -> int:
-        """Number of tag channels."""
-        return 1 if self.shared_tag else self.joints
+        """Number of tag channels, with the centre's."""
+        return 1 if self.shared_tag else self.heatmaps
 
     @staticmethod
     def from_dict(values: dict) -> NetworkConfig:
@@ -166,10 +173,12 @@ class HigherHRNet(nn.Module):
         self.stage4 = self._stage(widths, config.modules[2], only_finest=True)
 
         self.final_layers = nn.ModuleList(
-            [nn.Conv2d(widths[0], config.joints + config.tags, 1), nn.Conv2d(widths[0], config.joints, 1)]
+            [nn.Conv2d(widths[0], config.heatmaps + config.tags, 1), nn.Conv2d(widths[0], config.heatmaps, 1)]
         )
         deconv = nn.Sequential(
-            nn.ConvTranspose2d(widths[0] + config.joints + config.tags, widths[0], 4, stride=2, padding=1, bias=False),
+            nn.ConvTranspose2d(
+                widths[0] + config.heatmaps + config.tags, widths[0], 4, stride=2, padding=1, bias=False
+            ),
             nn.BatchNorm2d(widths[0]),
             nn.ReLU(inplace=True),
         )
@@ -198,9 +207,15 @@ class HigherHRNet(nn.Module):
         features = xs[0]  # B, C, H/4, W/4
         coarse = self._head(0, features)  # B, K + tags, H/4, W/4
         features = self.deconv_layers[0](torch.cat([features, coarse.to(features.dtype)], dim=1))  # B, C, H/2, W/2
-        return [coarse, self._head(1, features)]  # and B, K, H/2, W/2
+        outputs = [coarse, self._head(1, features)]  # and B, K, H/2, W/2
+        return self._without_center(*outputs) if self.config.center else outputs
 
     def _head(self, stage: int, features: Tensor) -> Tensor:
         """Heads may have a higher precision than the rest of the network."""
         head = self.final_layers[stage]
         return head(features.to(next(head.parameters()).dtype))
+
+    def _without_center(self, coarse: Tensor, fine: Tensor) -> list[Tensor]:
+        """Only what belongs to joints; the centre comes last among heatmaps and tags."""
+        joints, tags = self.config.joints, coarse[:, self.config.heatmaps :]
+        return [torch.cat([coarse[:, :joints], tags[:, :joints]], dim=1), fine[:, :joints]]

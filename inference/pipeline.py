@@ -34,7 +34,7 @@ from bson import ObjectId
 from numpy.typing import NDArray
 from pymongo import UpdateOne
 
-from . import checkpoints, labels, recording, runs
+from . import checkpoints, labels, recording, runs, weights
 from .batching import automatic_batch_size
 from .joints import JointSet
 from .map_files import MapWriter, check_writable
@@ -121,16 +121,16 @@ def problems(view: fo.core.collections.SampleCollection, settings: Settings, exi
         return [target]
     dataset: fo.Dataset = view._dataset
     settings = settings.resolved(dataset)
-    entry = checkpoints.find_model(settings.model)
+    entry = checkpoints.find_model(settings.model, settings.checkpoint)
     found = runs.conflicts(dataset, recording.fields_of(settings, entry.joint_set))
     if settings.storage == "files":
         unwritable = check_writable(str(settings.maps_dir))
         found += [unwritable] if unwritable else []
     try:
-        sha256 = checkpoints.file_sha256(checkpoints.weights_path(entry, settings.checkpoint))
+        present = weights.find(entry, settings.checkpoint)
     except checkpoints.CheckpointError as error:
         return [*found, str(error)]
-    changed = recording.change_problem(dataset, settings, sha256, existing)
+    changed = recording.change_problem(dataset, settings, present.sha256 if present else None, existing)
     return [*found, changed] if changed else found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,16 +125,17 @@ class Predictor:
         """
         if len({image.shape for image in batch}) != 1:
             raise ValueError("The images of a batch must have network inputs of one shape.")
-        per_scale = []
-        for index in range(len(self.scales)):
-            images = self.upload([image.inputs[index] for image in batch])
-            outputs = self.network(images)
-            mirrored = self.network(images.flip(3)) if self.flip_test else None
-            per_scale.append(merge_stages(outputs, mirrored, self._flip))
         width, height = batch[0].warp.input_wh
-        merged = merge_scales(per_scale, self.base, (height, width))
+        per_scale = (self._at_scale(batch, index) for index in range(len(self.scales)))
+        merged = merge_scales(per_scale, len(self.scales), self.base, (height, width))
         enlarged = None if merged.enlarged is None else self.calibration.apply(merged.enlarged)
         return Prediction(self.calibration.apply(merged.heatmaps), enlarged, merged.tags)
+
+    def _at_scale(self, batch: Sequence[PreparedImage], index: int) -> tuple[Tensor, Tensor]:
+        images = self.upload([image.inputs[index] for image in batch])
+        outputs = self.network(images)
+        mirrored = self.network(images.flip(3)) if self.flip_test else None
+        return merge_stages(outputs, mirrored, self._flip)
 
     def upload(self, inputs: list[NDArray[np.uint8]]) -> Tensor:
         """Inputs of one size, (h, w, 3) uint8 RGB, as the network takes them: (B, 3, h, w) on the device."""
@@ -172,26 +173,30 @@ def merge_stages(outputs: list[Tensor], mirrored: list[Tensor] | None, flip: Ten
     return (heatmaps + back[:, flip]) / 2, torch.stack([tags, back_tags], dim=-1)
 
 
-def merge_scales(per_scale: list[tuple[Tensor, Tensor]], base: int, shape: tuple[int, int]) -> Prediction:
+def merge_scales(
+    per_scale: Iterable[tuple[Tensor, Tensor]], count: int, base: int, shape: tuple[int, int]
+) -> Prediction:
     """Average the heatmaps of all scales in the frame of the base input.
 
     Args:
-        per_scale: (heatmaps, tags) per scale, from :func:`merge_stages`
+        per_scale: (heatmaps, tags) per scale, from :func:`merge_stages`; each is asked for when the one before is
+            added up, so that only one is held at a time
+        count: number of scales
         base: which of them has the frame and the tags
         shape: (H, W) of the base input
     """
-    heatmaps, tags = per_scale[base]
-    if len(per_scale) == 1:
-        return Prediction(heatmaps, None, tags)
-    half = tuple(heatmaps.shape[2:])
-
-    def mean_at(size: tuple[int, ...]) -> Tensor:
-        total = torch.zeros(*heatmaps.shape[:2], *size, device=heatmaps.device)
-        for maps, _ in per_scale:
-            total += F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-        return total / len(per_scale)
-
-    return Prediction(mean_at(half), mean_at(shape), tags)
+    sums: list[Tensor] = []
+    for index, (heatmaps, tags) in enumerate(per_scale):
+        if count == 1:
+            return Prediction(heatmaps, None, tags)
+        if index == base:
+            base_tags = tags
+        for number, size in enumerate(((shape[0] // 2, shape[1] // 2), shape)):
+            if index == 0:
+                sums.append(torch.zeros(*heatmaps.shape[:2], *size, device=heatmaps.device))
+            sums[number] += F.interpolate(heatmaps, size=size, mode="bilinear", align_corners=False)
+    half, full = (total.div_(count) for total in sums)
+    return Prediction(half, full, base_tags)
 
 
 def choose_device(device: str | None) -> torch.device:

@@ -39,15 +39,15 @@ def fields_of(settings: Settings, joint_set: JointSet) -> dict[str, type]:
     return runs.declared_fields(settings.label_field, joints, maximum, settings.keypoints)
 
 
-def change_problem(dataset: fo.Dataset, settings: Settings, sha256: str, existing: str | None) -> str | None:
-    """Why the maps of a label field cannot just be continued."""
+def change_problem(dataset: fo.Dataset, settings: Settings, sha256: str | None, existing: str | None) -> str | None:
+    """Why the maps of a label field cannot just be continued; without a hash, as far as the settings can tell."""
     old = runs.read_record(dataset, settings.label_field)
     if old is None or existing == "replace":
         return None
     if _is_foreign(old, dataset):
         origin = "were attached or adopted" if old.adopted else "came with the dataset that this one is a clone of"
         return f"The maps of '{settings.label_field}' {origin}. Choose another label field, or pass existing='replace'."
-    changed = runs.differences(old, {**settings.recorded(), "sha256": sha256})
+    changed = runs.differences(old, {**settings.recorded(), "sha256": sha256 or old.settings.get("sha256")})
     if not changed or existing == "append":
         return None
     return (

@@ -71,11 +71,11 @@ class Settings:
         for name, count in (("batch_size", self.batch_size), ("num_readers", self.num_readers)):
             if count is not None and count < 1:
                 raise ValueError(f"{name} is {count}; it must be at least 1, or None for an automatic choice.")
-        find_maps(self.maps, checkpoints.find_model(self.model).joint_set)
+        find_maps(self.maps, checkpoints.find_model(self.model, self.checkpoint).joint_set)
 
     def resolved(self, dataset: fo.Dataset) -> Settings:
         """The settings with the automatic choices made that the record keeps."""
-        entry = checkpoints.find_model(self.model)
+        entry = checkpoints.find_model(self.model, self.checkpoint)
         maximum, joints = find_maps(self.maps, entry.joint_set)
         maps_dir = None
         if self.storage == "files":

@@ -106,7 +106,7 @@ def queue(
     Raises:
         ValueError: if the run cannot work, or the view cannot be split
     """
-    from ..inference import checkpoints, pipeline, recording, runs
+    from ..inference import checkpoints, pipeline, recording, runs, weights
     from ..inference.shards import split
 
     found = pipeline.problems(target, settings, existing)
@@ -116,13 +116,13 @@ def queue(
         return [_queue(uri, target.view(), params_of(settings, skip_existing, existing))]
     dataset: fo.Dataset = target._dataset
     resolved = settings.resolved(dataset)
-    entry = checkpoints.find_model(settings.model)
+    entry = checkpoints.find_model(settings.model, settings.checkpoint)
     old = runs.read_record(dataset, settings.label_field)
     written = {*recording.fields_of(resolved, entry.joint_set), *(old.fields if old else ())}
     parts = split(target, count, written)
     # One record for all of them, made here: no shard replaces what another one has made.
-    sha256 = checkpoints.file_sha256(checkpoints.weights_path(entry, settings.checkpoint))
-    record = recording.open_record(dataset, resolved, entry, sha256, existing)
+    found_weights = weights.find(entry, settings.checkpoint) or weights.fetch(entry)
+    record = recording.open_record(dataset, resolved, entry, found_weights.sha256, existing)
     params = params_of(settings, skip_existing, existing if existing == "append" else None)
     queued = []
     for number, part in enumerate(parts, 1):

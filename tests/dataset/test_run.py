@@ -219,7 +219,7 @@ def test_the_record_says_how_the_maps_were_made(photos_run: tuple[fo.Dataset, Pa
     assert (maps_dir / record.run_id).is_dir()
     assert set(record.fields) == {name for name in made.get_field_schema() if name.startswith("pose_")}
     assert record.joints == COCO.joints
-    assert record.settings["sha256"] == checkpoints.file_sha256(checkpoints.weights_path(entry))
+    assert record.settings["sha256"] == entry.sha256
     expected = {"model": entry.name, "input_size": 128, "floor": 0.02, "flip": False, "storage": "files"}
     assert {name: record.settings[name] for name in expected} == expected
     assert record.settings["maps"] == list(MAPS)

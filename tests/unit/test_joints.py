@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from inference.checkpoints import MODELS
 from inference.joints import COCO, CROWDPOSE, JOINT_SETS, RESERVED_NAMES, JointSet
 
-ALL = [*JOINT_SETS.values(), MODELS["higherhrnet-w32-512-aic"].joint_set]
+ALL = list(JOINT_SETS.values())
 MIRROR = {
     "name": "mirror-3",
     "joints": ["head", "left_hand", "right_hand"],
@@ -73,6 +72,18 @@ def test_a_joint_set_is_read_from_json(tmp_path: Path) -> None:
     assert ordered.grouping_order == (2, 1, 0)
     assert ordered.sigmas == (0.1, 0.2, 0.3)
     hash(ordered)
+
+
+def test_joints_can_be_named_and_flips_given_as_pairs(tmp_path: Path) -> None:
+    by_name = {
+        "name": "mirror-3",
+        "joints": ["head", "left_hand", "right_hand"],
+        "flip": [["left_hand", "right_hand"]],
+        "limbs": [["head", "left_hand"], ["head", "right_hand"]],
+    }
+    assert JointSet.from_json(write(tmp_path, by_name)) == JointSet.from_json(write(tmp_path, MIRROR))
+    with pytest.raises(ValueError, match=r"joints\.json: there is no joint 'tail' among its joints"):
+        JointSet.from_json(write(tmp_path, {**by_name, "limbs": [["head", "tail"]]}))
 
 
 @pytest.mark.parametrize("joint_set", ALL, ids=lambda joint_set: joint_set.name)

@@ -1,0 +1,286 @@
+"""Checkpoint files: read in every published layout without executing anything, described, and written.
+
+Knows files and the network's parameter names. Which models there are, and where their files lie, is in checkpoints.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import re
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .calibration import Calibration
+from .network import HigherHRNet, NetworkConfig
+
+ENDINGS = (".pth.tar", ".safetensors", ".pth", ".pt")
+MAX_WIDTH = 256  # of a network that is still believed
+SETTLED_SECONDS = 2  # younger files may change again without a change of their time
+MADE_FROM = "made_from"  # key in the metadata of a converted file: SHA-256 of the file that it was made from
+CALIBRATION = "calibration"
+EXACT = "exact"  # and whether its values are the same
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot or must not be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """What a checkpoint file holds.
+
+    Attributes:
+        path: of the file
+        state: its tensors by the authors' parameter names; without SWAHR's scale layers, which only training needs
+        metadata: of a safetensors file
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    metadata: dict[str, str]
+
+
+def read(path: Path) -> CheckpointFile:
+    """Read safetensors or a PyTorch file: plain or in a ``state_dict`` entry, the authors' names or OpenMMLab's.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, holds code or no weights, or says that it was trained with UDP
+    """
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint {path}; check the path.")
+    values = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    metadata = metadata_of(path)
+    _refuse_udp(path, values)
+    while isinstance(values, Mapping) and "state_dict" in values:
+        values = values["state_dict"]
+    tensors = {str(k): v for k, v in values.items() if isinstance(v, Tensor)} if isinstance(values, Mapping) else {}
+    if not tensors:
+        raise CheckpointError(f"{path} holds no weights: expected names with tensors, plain or under 'state_dict'.")
+    # module. = data parallel, 1. = the authors' half-precision wrapper, the others = OpenMMLab
+    prefixes = re.compile(r"^(module\.|1\.|backbone\.|keypoint_head\.)+")
+    state = {prefixes.sub("", name): tensor for name, tensor in tensors.items()}
+    return CheckpointFile(path, {name: t for name, t in state.items() if "conv_scale" not in name}, metadata)
+
+
+def describe(file: CheckpointFile) -> NetworkConfig:
+    """The sizes of a HigherHRNet with these weights, from names and shapes; its ``joints`` are all heatmap channels.
+
+    Raises:
+        CheckpointError: if these are not the weights of a HigherHRNet
+    """
+
+    def length(names: str) -> int:
+        return len({match.group(1) for match in (re.match(names, name) for name in file.state) if match})
+
+    shapes = {name: tuple(tensor.shape) for name, tensor in file.state.items()}
+    width, outputs, heatmaps = (
+        shapes.get(f"{name}.weight", (0,))[0] for name in ("transition1.0.0", "final_layers.0", "final_layers.1")
+    )
+    if not (1 <= width <= MAX_WIDTH and heatmaps):
+        raise CheckpointError(
+            f"{file.path} does not hold the weights of a HigherHRNet: it has no 'transition1' or no two 'final_layers'."
+        )
+    if outputs - heatmaps not in (1, heatmaps):
+        raise CheckpointError(
+            f"{file.path} does not hold the weights of a HigherHRNet with tags: its heads have {outputs} and "
+            f"{heatmaps} channels, which leaves {outputs - heatmaps} for tags, neither one per joint nor one for all."
+        )
+    return NetworkConfig(
+        width=width,
+        stem_blocks=length(r"layer1\.(\d+)\."),
+        modules=(length(r"stage2\.(\d+)\."), length(r"stage3\.(\d+)\."), length(r"stage4\.(\d+)\.")),
+        blocks=length(r"stage2\.0\.branches\.0\.(\d+)\."),
+        deconv_blocks=length(r"deconv_layers\.0\.(\d+)\.") - 1,  # the first is the transposed convolution
+        joints=heatmaps,
+        shared_tag=outputs - heatmaps == 1 and heatmaps > 1,
+    )
+
+
+def config_for(file: CheckpointFile, joints: int, expected: NetworkConfig | None, name: str) -> NetworkConfig:
+    """The network of a file's weights, all of which fit it.
+
+    Args:
+        joints: of the model's joint set; one channel more is a centre map
+        expected: the sizes that it must have (but for joints and tags); None = any
+        name: of the model, for messages
+
+    Raises:
+        CheckpointError: if something does not fit; a sentence that says what
+    """
+    found = describe(file)
+    found = replace(found, joints=joints, center=True) if found.joints == joints + 1 else found
+    differences = []
+    if found.joints != joints:
+        differences.append(f"it has heatmaps for {found.joints} joints instead of {joints}")
+    for field, what in (
+        ("width", "width"),
+        ("stem_blocks", "stem blocks"),
+        ("modules", "modules"),
+        ("blocks", "blocks a branch"),
+        ("deconv_blocks", "blocks after the deconvolution"),
+    ):
+        if expected is not None and getattr(found, field) != getattr(expected, field):
+            differences.append(f"its {what}: {getattr(found, field)} instead of {getattr(expected, field)}")
+    differences = differences or _misfits(file.state, found)
+    if differences:
+        more = f" (and {len(differences) - 1} more differences)" if len(differences) > 1 else ""
+        raise CheckpointError(
+            f"{file.path} does not hold the weights of '{name}': {differences[0]}{more}. Choose the model that this "
+            f"checkpoint was made for; for joints of your own, describe them in {joints_path(file.path)}."
+        )
+    return found
+
+
+def calibration_of(file: CheckpointFile) -> Calibration:
+    """The calibration in the metadata of a safetensors file; it is part of what the file's hash covers."""
+    knots = file.metadata.get(CALIBRATION, "[]")
+    try:
+        return Calibration(tuple((float(value), float(calibrated)) for value, calibrated in json.loads(knots)))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"The calibration in the metadata of {file.path} cannot be used: {error}") from error
+
+
+def _misfits(state: dict[str, Tensor], config: NetworkConfig) -> list[str]:
+    with torch.device("meta"):
+        network = HigherHRNet(config)
+    expected = {k: tuple(v.shape) for k, v in network.state_dict().items() if "num_batches_tracked" not in k}
+    found = {k: tuple(v.shape) for k, v in state.items() if "num_batches_tracked" not in k}
+    return [
+        *(f"'{name}' is missing" for name in expected if name not in found),
+        *(f"'{name}' is not part of it" for name in found if name not in expected),
+        *(
+            f"'{name}' has the shape {found[name]} instead of {shape}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ),
+        *(f"'{name}' is not a dense tensor" for name, tensor in state.items() if tensor.layout != torch.strided),
+    ]
+
+
+def write(path: Path, file: CheckpointFile, half: bool, metadata: dict[str, str]) -> bool:
+    """Write weights as safetensors: without optimiser, counters and scale layers; through a temporary file.
+
+    Args:
+        half: in half precision; else as they are
+
+    Returns:
+        whether all values are the same
+
+    Raises:
+        OSError: if the file cannot be written
+    """
+    state = {
+        name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous().clone()
+        for name, tensor in file.state.items()
+        if "num_batches_tracked" not in name
+    }
+    exact = all(tensor.dtype == file.state[name].dtype for name, tensor in state.items())
+    partial = path.with_name(f"{path.name}.partial")
+    made = {MADE_FROM: file_sha256(file.path), EXACT: str(exact).lower()}
+    made |= {CALIBRATION: file.metadata[CALIBRATION]} if CALIBRATION in file.metadata else {}
+    try:
+        save_file(state, partial, {"format": "pt", **metadata, **made})
+    except SafetensorError as error:  # of a full disk, say
+        raise OSError(str(error)) from error
+    partial.replace(path)
+    return exact
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; empty if there is none that can be read."""
+    try:
+        with safe_open(path, "pt") as opened:
+            return dict(opened.metadata() or {})
+    except (SafetensorError, OSError):
+        return {}
+
+
+def twin_path(path: Path) -> Path:
+    """Where the plugin looks for a converted file in place of a checkpoint: the same name, as safetensors."""
+    return path.with_name(_stem(path) + ".safetensors")
+
+
+def joints_path(path: Path) -> Path:
+    """Where the joints of a checkpoint are described if they are of the user's own: the same name, as JSON."""
+    return path.with_name(_stem(path) + ".json")
+
+
+def _stem(path: Path) -> str:
+    ending = next((ending for ending in ENDINGS if path.name.endswith(ending)), path.suffix)
+    return path.name.removesuffix(ending)
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file's bytes, which are read again when the file has changed."""
+    status = path.stat()
+    if time.time() - status.st_mtime < SETTLED_SECONDS:
+        return _sha256.__wrapped__(path)
+    return _sha256(path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, *_: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --- reading
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        return {"state_dict": load_file(path), "meta": metadata_of(path)}
+    except Exception as error:  # what safetensors raises depends on where the damage is
+        raise _damaged(path) from error
+
+
+# Old checkpoints keep their best result as a NumPy scalar, pickled under the names of NumPy 1 or 2. Making one runs
+# none of the file's code.
+_SCALARS: list[Any] = [
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    (np.dtype, "numpy.dtype"),
+    *(type(np.dtype(code)) for code in "?bBhHiIlLqQefd"),
+]
+_scalars_lock = threading.Lock()  # torch keeps the allowed names for the whole process
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        with _scalars_lock, torch.serialization.safe_globals(_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than weights (Python code or objects), or is damaged, and was not opened. Use a file "
+            "that holds tensors only, for example one saved with torch.save(model.state_dict(), path)."
+        ) from error
+    except Exception as error:  # what torch raises depends on where the damage is
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be read as a checkpoint: it is damaged or cut off. Fetch it again.")
+
+
+def _refuse_udp(path: Path, values: Any) -> None:
+    """UDP-trained weights have the same names and shapes, but need another warp of the image."""
+    meta = values.get("meta") if isinstance(values, Mapping) else None
+    for where, text in (("file name", path.name), ("'meta'", json.dumps(meta, default=str))):
+        text = re.sub(r"use_udp\W{1,6}false", "", text.lower())
+        if re.search(r"(?<![a-z])udp(?![a-z])|udpheatmap", text):
+            raise CheckpointError(
+                f"{path} was trained with UDP (its {where} says so), whose geometry differs from that of this plugin: "
+                "its maps would be shifted. Use weights that were trained without UDP."
+            )
