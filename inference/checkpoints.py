@@ -242,7 +242,7 @@ def convert(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m inference.checkpoints", description=convert.__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m inference.checkpoints")
     commands = parser.add_subparsers(dest="command", required=True)
     converting = commands.add_parser("convert", help="make a small safe file of any checkpoint")
     converting.add_argument("source", metavar="SRC")

@@ -10,6 +10,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Suffixes that a run adds to the label field next to `<label_field>_<joint>`.
 RESERVED_NAMES = frozenset({"max", "keypoints", "confidence", "num_people", "status"})
@@ -89,11 +90,12 @@ class JointSet:
             pairs = [tuple(map(index, pair)) for pair in values["flip"] if isinstance(pair, list)]
             mirrored = {**{one: other for one, other in pairs}, **{other: one for one, other in pairs}}
             flip = [mirrored.get(k, k) for k in range(len(joints))] if pairs or not values["flip"] else values["flip"]
+            limbs: Any = tuple(tuple(map(index, limb)) for limb in values["limbs"])  # pairs, as JointSet checks
             return JointSet(
                 name=str(values["name"]),
                 joints=joints,
                 flip=tuple(flip),
-                limbs=tuple(tuple(map(index, limb)) for limb in values["limbs"]),
+                limbs=limbs,
                 grouping_order=tuple(map(index, values.get("grouping_order", range(len(joints))))),
                 sigmas=tuple(values.get("sigmas", [0.079] * len(joints))),
             )

@@ -90,7 +90,7 @@ class GenerateHeatmaps(foo.Operator):
             sample_collection: a dataset or view of images
             label_field: prefix of the fields that the run writes
             model: name of a model
-            checkpoint: a local file with weights for it
+            checkpoint: a local file with weights for it; the model ``"custom"`` takes a HigherHRNet of any size
             maps: ``"max"``, ``"joints"`` (all of them) and names of joints
             keypoints: also group the joints into people
             storage: ``"files"`` (PNG) or ``"memory"`` (in the database)
@@ -164,9 +164,11 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
         models.add_choice(entry.name, label=entry.name, description=_model_description(entry))
     inputs.enum("model", models.values(), default=checkpoints.DEFAULT_MODEL, label="Model", view=models)
     chosen = checkpoints.MODELS.get(ctx.params.get("model") or checkpoints.DEFAULT_MODEL)
-    if chosen and not chosen.bundled:
-        _checkpoint_field(inputs, f"A file with the weights of this model, from {chosen.source}", required=True)
-    _maps_fields(ctx, inputs, chosen.joint_set.joints if chosen else ())
+    if chosen and chosen.name == checkpoints.CUSTOM:
+        _checkpoint_field(inputs, "Weights of a HigherHRNet of any size", required=True)
+    elif chosen and not chosen.bundled:
+        _checkpoint_field(inputs, f"Empty: the weights from {chosen.source}, fetched once")
+    _maps_fields(ctx, inputs, _joints(ctx.params))
     inputs.bool(
         "keypoints", default=True, label="People", description="Also group the joints into people, as keypoints"
     )
@@ -178,9 +180,23 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
         _consequences(ctx, inputs)
 
 
+def _joints(params: dict[str, Any]) -> Sequence[str]:
+    from ..inference import checkpoints
+
+    checkpoint = forms.chosen_path(params.get("checkpoint"))
+    try:
+        return checkpoints.find_model(params.get("model") or checkpoints.DEFAULT_MODEL, checkpoint).joint_set.joints
+    except ValueError:  # which the form says elsewhere
+        return ()
+
+
 def _model_description(entry: Any) -> str:
     joints = f"{len(entry.joint_set)} joints, input {entry.input_size} px"
-    return f"{joints}, comes with the plugin" if entry.bundled else f"{joints}, needs a checkpoint file"
+    if entry.bundled:
+        return f"{joints}, comes with the plugin"
+    if not entry.source:
+        return "your own checkpoint, of any size; joints other than COCO's are described in a JSON file beside it"
+    return f"{joints}, a person has to fetch it" if entry.by_hand else f"{joints}, fetched on first use"
 
 
 def _checkpoint_field(inputs: types.Object, description: str, required: bool = False) -> None:
@@ -283,7 +299,7 @@ def _consequences(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
 def _notice(
     ctx: foo.ExecutionContext, inputs: types.Object, view: fo.core.collections.SampleCollection, settings: Settings
 ) -> None:
-    from ..inference import estimates, runs
+    from ..inference import checkpoints, estimates, runs, weights
 
     dataset = ctx.dataset
     settings = settings.resolved(dataset)
@@ -305,6 +321,9 @@ def _notice(
         return
     done = f" ({forms.samples(total - count)} done already)" if count < total else ""
     text = f"{forms.samples(count)}{done}, {fields}, about {size} {place}, about {forms.duration(seconds)} here."
+    fetched = weights.fetch_size(checkpoints.find_model(settings.model, settings.checkpoint), settings.checkpoint)
+    if fetched:
+        text += f" Before that, about {forms.size(fetched)} of weights will be fetched."
     shards = ctx.params.get("shards") or 1
     if shards > 1:
         text += f" Queues {shards} operations, for workers: `fiftyone delegated launch`."

@@ -166,8 +166,26 @@ def _process(ctx: foo.ExecutionContext) -> Iterator[Progress]:
     )
 
 
+def _fetch(settings: Settings) -> Iterator[dict[str, Any]]:
+    """Fetch the weights if they are not here; how far that is, as FiftyOne's progress."""
+    from ..inference import checkpoints, weights
+
+    entry = checkpoints.find_model(settings.model, settings.checkpoint)
+    if weights.find(entry, settings.checkpoint):
+        return
+    reported = 0.0
+    for received in weights.fetch_steps(entry):
+        if time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
+            reported = time.monotonic()
+            of = f" of {forms.size(received.total)}" if received.total else ""
+            share = received.count / received.total if received.total else 0
+            yield {"progress": share, "label": f"{forms.size(received.count)}{of} of weights fetched"}
+
+
 def run_in_app(ctx: foo.ExecutionContext) -> Iterator[Any]:
     """Run, and let the App show how far it is."""
+    for progress in _fetch(settings_of(ctx.params)):
+        yield ctx.ops.set_progress(**progress)
     colors = forms.colors(ctx.dataset)
     steps = _process(ctx)
     state, reported = next(steps), 0.0
@@ -188,6 +206,8 @@ def run_in_app(ctx: foo.ExecutionContext) -> Iterator[Any]:
 
 def run_delegated(ctx: foo.ExecutionContext) -> dict[str, Any]:
     """Run, and keep in the operation's status how far it is."""
+    for progress in _fetch(settings_of(ctx.params)):
+        ctx.set_progress(**progress)
     steps = _process(ctx)
     state = next(steps)
     begun = reported = time.monotonic()

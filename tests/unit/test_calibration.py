@@ -36,7 +36,7 @@ def test_a_curve_that_does_not_rise_is_refused(knots: tuple) -> None:
 
 def rewritten(folder: Path, calibration: str) -> Path:
     """The bundled weights with another calibration."""
-    source, target = checkpoints.weights_path(checkpoints.find_model("higherhrnet-lite-coco")), folder / "w.safetensors"
+    source, target = checkpoints.find_model("higherhrnet-lite-coco").asset, folder / "w.safetensors"
     with safe_open(source, "pt") as file:
         metadata = file.metadata()
     save_file(load_file(source), target, {**metadata, "calibration": calibration})
