@@ -145,18 +145,11 @@ def problems(view: fo.core.collections.SampleCollection, choices: Choices) -> li
     return [problem] if problem else []
 
 
-def _brain_keys(choices: Choices) -> dict[str, str]:
-    """The brain runs of an index with what they are."""
-    keys = {choices.key: "similarity"}
-    if choices.people:
-        keys[f"{choices.key}_people"] = "similarity of people"
-    if choices.visualization:
-        keys[f"{choices.key}_map"] = "visualization"
-        if choices.people:
-            keys[f"{choices.key}_people_map"] = "visualization of people"
-    if choices.uniqueness:
-        keys[f"{choices.key}_uniqueness"] = "uniqueness"
-    return keys
+def _brain_keys(choices: Choices) -> list[str]:
+    """The brain runs of an index: similarity, visualization, uniqueness."""
+    keys = [choices.key, *([f"{choices.key}_people"] if choices.people else [])]
+    keys += [f"{key}_map" for key in keys] if choices.visualization else []
+    return keys + ([f"{choices.key}_uniqueness"] if choices.uniqueness else [])
 
 
 def _settings(dataset: fo.Dataset, choices: Choices) -> dict[str, Any]:
@@ -215,9 +208,15 @@ def process(
     fields = fields_of(choices)
     old = records.read_record(dataset, choices.key)
     _declare(dataset, choices, fields)
-    written = tuple(dict.fromkeys((*(old.fields if old else ()), *fields)))
     settings = _settings(dataset, choices)
-    records.save_record(dataset, records.Record(choices.key, KIND, written, settings=settings))
+    record = records.Record(
+        key=choices.key,
+        kind=KIND,
+        fields=tuple(dict.fromkeys((*(old.fields if old else ()), *fields))),
+        settings=settings,
+        brain_keys=tuple(dict.fromkeys((*(old.brain_keys if old else ()), *_brain_keys(choices)))),
+    )
+    records.save_record(dataset, record)
     status = runs.field_name(choices.key, "status")
     todo = view.match({status: {"$ne": runs.DONE}}) if skip_existing else view.view()
     state = Progress(total=len(todo), fields=tuple(fields), brain_keys=tuple(_brain_keys(choices)))
@@ -226,31 +225,14 @@ def process(
     for _ in _embed(todo, choices, settings["joints"], state, num_readers):
         state.seconds = time.monotonic() - started
         yield state
+    for brain_key in set(record.brain_keys) & set(dataset.list_brain_runs()):
+        dataset.delete_brain_run(brain_key)  # of an earlier call, which had fewer samples
     for step in _use_brain(dataset, choices, state):
         state.step, state.seconds = step, time.monotonic() - started
         yield state
     dataset.reload()
     state.seconds = time.monotonic() - started
     yield state
-
-
-def delete(dataset: fo.Dataset, key: str) -> None:
-    """Delete an index: its brain runs, its fields and its record.
-
-    Raises:
-        ValueError: if there is no such index
-    """
-    record = records.read_record(dataset, key)
-    if record is not None and record.kind == KIND:
-        _delete_brain_runs(dataset, key)
-    records.delete(dataset, key)
-
-
-def _delete_brain_runs(dataset: fo.Dataset, key: str) -> None:
-    everything = Choices(key=key)
-    for brain_key in _brain_keys(everything):
-        if brain_key in dataset.list_brain_runs():
-            dataset.delete_brain_run(brain_key)
 
 
 def _declare(dataset: fo.Dataset, choices: Choices, fields: dict[str, type]) -> None:
@@ -354,7 +336,6 @@ def _use_brain(dataset: fo.Dataset, choices: Choices, state: Progress) -> Genera
     samples = dataset.match({embeddings: {"$ne": None}})
     state.samples = len(samples)
     state.people = dataset.count(f"{people}.detections") if choices.people else 0
-    _delete_brain_runs(dataset, key)
     if state.samples:
         yield from _index(samples, choices, state)
     if state.people:

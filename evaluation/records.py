@@ -26,6 +26,7 @@ class Record:
         fields: of samples that it wrote
         attributes: of labels that are somebody else's, as paths, such as ``"ground_truth.keypoints.eval_status"``
         settings: all that decides what the values are
+        brain_keys: of the runs of FiftyOne Brain that it made
     """
 
     key: str
@@ -33,6 +34,7 @@ class Record:
     fields: tuple[str, ...] = ()
     attributes: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
+    brain_keys: tuple[str, ...] = ()
 
 
 def read_record(dataset: fo.Dataset, key: str) -> Record | None:
@@ -43,7 +45,8 @@ def read_record(dataset: fo.Dataset, key: str) -> Record | None:
     if getattr(config, "made_by", None) != METHOD:
         return None
     plain = runs.plain(config.record)
-    return Record(**{**plain, "fields": tuple(plain["fields"]), "attributes": tuple(plain["attributes"])})
+    lists = ("fields", "attributes", "brain_keys")
+    return Record(**{**plain, **{name: tuple(plain.get(name, ())) for name in lists}})
 
 
 def list_records(dataset: fo.Dataset, kind: str | None = None) -> dict[str, Record]:
@@ -92,6 +95,8 @@ def delete(dataset: fo.Dataset, key: str) -> list[str]:
     if record is None:
         known = ", ".join(list_records(dataset)) or "there are none"
         raise ValueError(f"'{key}' is not the key of an evaluation of pose heatmaps ({known}).")
+    for brain_key in set(record.brain_keys) & set(dataset.list_brain_runs()):
+        dataset.delete_brain_run(brain_key)
     present = [name for name in (*record.fields, *record.attributes) if dataset.has_field(name)]
     runs.switch_off(dataset, record.fields)
     if present:

@@ -11,7 +11,7 @@ import pytest
 from fiftyone.operators.delegated import DelegatedOperationService
 from fiftyone.operators.executor import ExecutionContext, Executor
 
-from evaluation import indexing, records
+from evaluation import records
 from inference import pipeline, runs
 from inference.joints import COCO
 
@@ -128,7 +128,7 @@ def test_another_call_goes_on_and_the_index_has_all(index, posed: fo.Dataset):
 def test_an_index_goes_with_its_fields_and_brain_runs(index, posed: fo.Dataset):
     before = set(posed.get_field_schema(flat=True))
     index(posed, duplicates=0.01, progress=False)
-    indexing.delete(posed, "pose_poses")
+    records.delete(posed, "pose_poses")
     assert set(posed.get_field_schema(flat=True)) == before
     assert posed.list_brain_runs() == []
     assert records.list_records(posed) == {}
