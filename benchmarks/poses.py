@@ -196,8 +196,9 @@ def sitting_figures(dataset: fo.Dataset, annotations: COCO) -> dict[str, float]:
     vectors, truth = [], []
     for _, joints, area in labelled(annotations):
         sits = is_sitting(joints)
-        vector = embedding(drawn(joints), order)
-        if vector is not None and sits is not None and area >= DRAWN_AREA and (joints[:, 2] > 0).sum() >= DRAWN_JOINTS:
+        if sits is not None and area >= DRAWN_AREA and (joints[:, 2] > 0).sum() >= DRAWN_JOINTS:
+            vector = embedding(drawn(joints), order)
+            assert vector is not None
             vectors.append(vector)
             truth.append(sits)
     drawn_sitting, drawn_base = sitting_near_sitting(vectors, truth)
