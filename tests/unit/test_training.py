@@ -39,6 +39,7 @@ from training.evaluate import (
 )
 from training.export import export
 from training.losses import heatmap_loss, schedule, tag_loss
+from training.plot import plot
 
 LEFT_SHOULDER, RIGHT_SHOULDER = 5, 6
 CROPS = {
@@ -250,6 +251,7 @@ def test_a_killed_run_resumes_to_the_same_weights(data: Path, tmp_path: Path, mo
             torch.testing.assert_close(resumed[part][key], value)
     assert len((tmp_path / "whole" / "log.csv").read_text().splitlines()) == 7
     assert "recall_large_at_fa3" in (tmp_path / "whole" / "held_out.csv").read_text()
+    assert cv2.imread(str(plot(tmp_path / "whole"))).std() > 10
 
 
 def test_recall_looks_for_local_maxima_near_the_joint() -> None:
