@@ -1,21 +1,27 @@
-"""The panel "Pose heatmaps" beside the grid."""
+"""The panel beside the grid."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
 from typing import Any
 
 import fiftyone as fo
 import fiftyone.operators as foo
 import fiftyone.operators.types as types
 
-from . import state, view
+from . import finds, state, view
+from .controls import Controls
+from .state import Run
 
 GENERATE = "@pose-heatmaps/higherhrnet/generate_heatmaps"
+HELP = """
+Switch between the maximum over all joints and single joints, on every photo of the grid. The panel changes which
+fields are on in the sidebar, and follows when you change them there.
+"""
 
 
-class HeatmapsPanel(foo.Panel):
-    """Switches between a run's maximum and its joints by changing the active fields, which the sidebar shows too."""
+class HeatmapsPanel(Controls):
+    """What is shown are the App's active fields, which the sidebar shows too; other fields stay as they are."""
 
     @property
     def config(self) -> foo.PanelConfig:
@@ -25,118 +31,169 @@ class HeatmapsPanel(foo.Panel):
             icon="accessibility_new",
             category=foo.Categories.ANALYZE,
             surfaces="grid",
-            help_markdown="Show the maximum over all joints, or single joints, on every photo of the grid",
+            help_markdown=HELP,
         )
 
+    # --- what happens outside of the panel
+
     def on_load(self, ctx: foo.ExecutionContext) -> None:
-        _count(ctx)
+        self._count(ctx, anew=True)
 
     def on_change_view(self, ctx: foo.ExecutionContext) -> None:
-        _count(ctx)
+        self._count(ctx)
 
     def on_change_dataset(self, ctx: foo.ExecutionContext) -> None:
-        _count(ctx)
+        self._count(ctx, anew=True)
 
     def on_change_active_fields(self, ctx: foo.ExecutionContext) -> None:
-        """Drawn anew: somebody changed the sidebar."""
+        self._count(ctx)
 
-    def choose_run(self, ctx: foo.ExecutionContext) -> None:
-        """Another run, and its maps in place of the former one's."""
-        runs = state.find_runs(ctx.dataset)
-        old, new = _chosen(ctx, runs), runs.get(ctx.params["run"])
-        if new is None or old is None:
+    # --- what is shown
+
+    def shown_fields(self, ctx: foo.ExecutionContext) -> list[str]:
+        return ctx.active_fields
+
+    def show_fields(self, ctx: foo.ExecutionContext, fields: list[str]) -> None:
+        ctx.ops.set_active_fields(fields)
+        # The App paints a photo anew by handing its maps to a worker. Where it is told so again before the worker is
+        # done, it finds them gone and shows an error instead of the photo; photos that are loaded anew it can paint.
+        ctx.ops.reload_samples()
+        ctx.request_params["active_fields"] = fields
+
+    def run_chosen(self, ctx: foo.ExecutionContext) -> None:
+        self._count(ctx)
+
+    def color_by(self, ctx: foo.ExecutionContext) -> None:
+        """By field (a colour per joint) or by value (a colour scale), until the page is loaded anew."""
+        by_value = ctx.params["by"] == "value"
+        scale = {"default_colorscale_preset": "viridis"} if by_value else {}
+        ctx.trigger("set_color_scheme", {"color_by": ctx.params["by"], **scale})
+
+    # --- which samples
+
+    def find(self, ctx: foo.ExecutionContext) -> None:
+        run = self.chosen(ctx, state.find_runs(ctx.dataset))
+        if run is None:
             return
-        joints = state.shown_joints(old, ctx.active_fields)
-        maximum = old.maximum in ctx.active_fields
-        kept = state.wanted_fields(old, ctx.active_fields, False, ())
-        ctx.panel.set_state("run", new.label_field)
-        _show(ctx, state.wanted_fields(new, kept, maximum, joints))
-        _count(ctx)
+        former = self._former(ctx)
+        if former is None:
+            former = {"view": ctx.request_params.get("view") or [], "name": ctx.request_params.get("view_name")}
+        base = (
+            ctx.dataset.load_saved_view(former["name"])
+            if former["name"]
+            else fo.DatasetView._build(ctx.dataset, former["view"])
+        )
+        name, index = ctx.params["find"], ctx.params.get("joint")
+        found = finds.find(base, run, name, index)
+        ctx.panel.set_state(
+            "found", {"find": [name, index], "view": finds.stages(found._serialize()), "former": former}
+        )
+        ctx.request_params.update(view=found._serialize(), view_name=None)
+        ctx._view = None
+        ctx.ops.set_view(view=found)
 
-    def show_maximum(self, ctx: foo.ExecutionContext) -> None:
-        self._show(ctx, maximum=True)
+    def back(self, ctx: foo.ExecutionContext) -> None:
+        former = self._former(ctx)
+        if former is None:
+            return
+        ctx.panel.set_state("found", None)
+        if former["name"]:
+            ctx.ops.set_view(name=former["name"])
+        else:
+            ctx.ops.set_view(view=fo.DatasetView._build(ctx.dataset, former["view"]))
 
-    def show_joints(self, ctx: foo.ExecutionContext) -> None:
-        self._show(ctx, joints=ctx.params["joints"])
-
-    def show_nothing(self, ctx: foo.ExecutionContext) -> None:
-        self._show(ctx)
+    def _former(self, ctx: foo.ExecutionContext) -> dict[str, Any] | None:
+        """The view before the find, as long as the App shows the find."""
+        found = ctx.panel.get_state("found")
+        if not found or finds.stages(ctx.request_params.get("view")) != found["view"]:
+            return None
+        return found["former"]
 
     def adopt(self, ctx: foo.ExecutionContext) -> None:
         from ..inference import runs
 
-        runs.adopt(ctx.dataset, ctx.params["label_field"])
-        ctx.panel.set_state("run", ctx.params["label_field"])
-        _count(ctx)
+        label_field = ctx.params["label_field"]
+        if label_field not in state.find_runs(ctx.dataset):
+            runs.adopt(ctx.dataset, label_field)
+        ctx.panel.set_state("run", label_field)
+        self._count(ctx, anew=True)
         ctx.ops.reload_dataset()
 
-    def _show(self, ctx: foo.ExecutionContext, maximum: bool = False, joints: Iterable[str] = ()) -> None:
-        run = _chosen(ctx, state.find_runs(ctx.dataset))
-        if run is not None:
-            _show(ctx, state.wanted_fields(run, ctx.active_fields, maximum, joints))
+    def _count(self, ctx: foo.ExecutionContext, anew: bool = False) -> None:
+        """How many samples of the view have the run's maps: asked of the database only when that may have changed."""
+        run = self.chosen(ctx, state.find_runs(ctx.dataset))
+        if run is None:
+            return
+        request = ctx.request_params
+        asked = [request.get(name) for name in ("dataset_id", "view_name", "filters", "extended")]
+        key = json.dumps([run.maps[0], finds.stages(request.get("view")), *asked], default=str)
+        counted = ctx.panel.get_state("counted") or {}
+        if anew or counted.get("key") != key:
+            total, done = ctx.view.aggregate([fo.Count(), fo.Count(run.maps[0])])
+            ctx.panel.set_state("counted", {"key": key, "total": total, "done": done})
+
+    # --- what it looks like
 
     def render(self, ctx: foo.ExecutionContext) -> types.Property:
         panel = types.Object()
         body = view.body(panel)
-        runs = state.find_runs(ctx.dataset)
-        run = _chosen(ctx, runs)
+        runs = state.find_runs(ctx.dataset) if ctx.dataset is not None else {}
+        run = self.chosen(ctx, runs)
         if run is None:
-            self._offer(ctx, body)
+            view.text(body, "empty", "This dataset has no pose heatmaps yet.")
+            view.button(body, "generate", "Generate pose heatmaps", GENERATE, on=True, prompt=True)
         else:
-            self._controls(ctx, body, run, runs)
+            self.draw_controls(ctx, body, run, runs, state.field_colors(ctx.dataset))
+            self._draw_finds(ctx, body, run)
+            self._draw_colors(body)
+            self._draw_run(ctx, body, run)
+        if ctx.dataset is not None:
+            self._draw_adopt(ctx, body)
         return types.Property(panel, view=types.GridView(orientation="vertical", align_y="top"))
 
-    def _offer(self, ctx: foo.ExecutionContext, body: types.Object) -> None:
-        view.text(body, "empty", "This dataset has no pose heatmaps yet.")
-        line = view.row(body, "offers")
-        view.button(line, "generate", "Generate pose heatmaps", GENERATE, on=True, prompt=True)
+    def _draw_finds(self, ctx: foo.ExecutionContext, body: types.Object, run: Run) -> None:
+        joints = state.shown_joints(run, ctx.active_fields)
+        joint = joints[0] if len(joints) == 1 else None
+        index = run.index(joint) if joint else None
+        offered = list(finds.known(run, index, joint))
+        if not offered:
+            return
+        part = view.section(body, "finds", "Find samples")
+        line = view.row(part, "buttons")
+        former = self._former(ctx)
+        lit = ctx.panel.get_state("found")["find"] if former else None
+        for name, label, tip in offered:
+            wanted = index if name == "weakest" else None
+            params = {"find": name, "joint": wanted}
+            view.button(line, name, label, self.find, on=lit == [name, wanted], tip=tip, params=params)
+        if former:
+            view.button(line, "back", "Back to the former view", self.back)
+        elif joint is None and run.people:
+            view.caption(line, "hint", "Show a single joint to find where it is weakest.")
 
-    def _controls(
-        self, ctx: foo.ExecutionContext, body: types.Object, run: state.Run, runs: dict[str, state.Run]
-    ) -> None:
-        active = ctx.active_fields
-        shown = state.shown_joints(run, active)
-        maximum = run.maximum in active
-        modes = view.row(body, "modes")
-        view.button(modes, "maximum", "Maximum", self.show_maximum, on=maximum, disabled=run.maximum is None)
-        view.button(
-            modes,
-            "all",
-            "Joints",
-            self.show_joints,
-            on=bool(shown),
-            disabled=not run.joints,
-            params={"joints": shown or list(run.joints)},
-        )
-        view.button(modes, "off", "Off", self.show_nothing, on=not shown and not maximum)
-        view.joint_table(body, run, shown, _colors(ctx.dataset), self.show_joints)
-        counted = ctx.panel.get_state("counted") or {}
-        if "total" in counted:
-            view.text(body, "counted", f"{counted['done']:,} of {counted['total']:,} samples in the view have maps")
+    def _draw_colors(self, body: types.Object) -> None:
+        part = view.section(body, "colors", "Colour maps by")
+        line = view.row(part, "buttons")
+        view.button(line, "field", "Joint", self.color_by, tip="A colour for each joint", params={"by": "field"})
+        view.button(line, "value", "Value", self.color_by, tip="A colour scale, low to high", params={"by": "value"})
 
+    def _draw_run(self, ctx: foo.ExecutionContext, body: types.Object, run: Run) -> None:
+        part = view.section(body, "about", "Run")
+        view.text(part, "title_of_run", f"{run.label_field}: {run.title}")
+        counted = ctx.panel.get_state("counted")
+        if counted:
+            total, done = counted["total"], counted["done"]
+            view.text(part, "counted", f"{done:,} of {total:,} samples in this view have its maps.")
+            if done < total:
+                view.button(part, "generate", "Generate for the others", GENERATE, prompt=True)
 
-def _chosen(ctx: foo.ExecutionContext, runs: dict[str, state.Run]) -> state.Run | None:
-    """The run that the panel is about: the chosen one, else the first that is shown, else the last made."""
-    chosen = runs.get(ctx.panel.get_state("run") or "")
-    if chosen is None and runs:
-        shown = [run for run in runs.values() if set(run.maps) & set(ctx.active_fields)]
-        chosen = (shown or list(runs.values())[::-1])[0]
-    return chosen
-
-
-def _show(ctx: foo.ExecutionContext, fields: list[str]) -> None:
-    if set(fields) != set(ctx.active_fields):
-        ctx.ops.set_active_fields(fields)
-        ctx.request_params["active_fields"] = fields  # what is drawn next is what will be shown
-
-
-def _count(ctx: foo.ExecutionContext) -> None:
-    run = _chosen(ctx, state.find_runs(ctx.dataset))
-    if run is not None:
-        total, done = ctx.view.aggregate([fo.Count(), fo.Count(state.done_field(run))])
-        ctx.panel.set_state("counted", {"total": total, "done": done})
-
-
-def _colors(dataset: fo.Dataset) -> dict[str, Any]:
-    scheme = dataset.app_config.color_scheme
-    return {entry["path"]: entry["fieldColor"] for entry in (scheme.fields if scheme else None) or []}
+    def _draw_adopt(self, ctx: foo.ExecutionContext, body: types.Object) -> None:
+        loose = state.without_record(ctx.dataset)
+        if loose:
+            part = view.section(body, "adopting", "Heatmaps of no run")
+            for label_field, fields in loose.items():
+                count = "1 heatmap field" if len(fields) == 1 else f"{len(fields)} heatmap fields"
+                line = view.row(part, label_field)
+                view.text(line, "fields", f"{label_field}: {count}")
+                params = {"label_field": label_field}
+                view.button(line, "adopt", "Adopt", self.adopt, tip="Control them with this panel", params=params)

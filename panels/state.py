@@ -30,6 +30,7 @@ class Run:
         maximum: the field of the maximum map, or None
         joints: joint name to field, in the order of the joint set
         others: field names of the run that are no maps, by their suffix
+        order: the joints as the people's points and values have them
         title: the model, for people
     """
 
@@ -37,7 +38,17 @@ class Run:
     maximum: str | None
     joints: dict[str, str]
     others: dict[str, str]
+    order: tuple[str, ...]
     title: str
+
+    @property
+    def people(self) -> str | None:
+        """The field of the skeletons."""
+        return self.others.get("keypoints")
+
+    def index(self, joint: str) -> int | None:
+        """The joint's place among a person's points."""
+        return self.order.index(joint) if joint in self.order else None
 
     @property
     def maps(self) -> list[str]:
@@ -63,8 +74,21 @@ def _run(record: Record, maps: set[str], schema: set[str]) -> Run:
         maximum=names["max"] if names.get("max") in maps else None,
         joints={joint: names[joint] for joint in joints},
         others={name: path for name, path in names.items() if path not in maps},
-        title=record.settings.get("model") or "attached maps",
+        order=record.joints,
+        title=_title(record),
     )
+
+
+def _title(record: Record) -> str:
+    settings = record.settings
+    parts = [str(settings.get("model") or "attached maps")]
+    if settings.get("input_size"):
+        parts.append(f"input size {settings['input_size']}")
+    if settings.get("flip"):
+        parts.append("flip")
+    if len(settings.get("scales") or ()) > 1:
+        parts.append(f"{len(settings['scales'])} scales")
+    return ", ".join(parts)
 
 
 def without_record(dataset: fo.Dataset) -> dict[str, list[str]]:
@@ -103,6 +127,20 @@ def wanted_fields(run: Run, active: Sequence[str], maximum: bool, joints: Iterab
     return [*(name for name in active if name not in maps), *wanted]
 
 
-def done_field(run: Run) -> str:
-    """The field that tells whether a sample has the run's maps."""
-    return run.maps[0]
+def neighbours(run: Run, shown: Sequence[str]) -> tuple[str, str]:
+    """The joints before the first and after the last that is shown, round and round."""
+    joints = list(run.joints)
+    first = joints.index(shown[0]) if shown else 0
+    last = joints.index(shown[-1]) if shown else -1
+    return joints[first - 1], joints[(last + 1) % len(joints)]
+
+
+def spoken(joint: str) -> str:
+    return joint.replace("_", " ")
+
+
+def field_colors(dataset: fo.Dataset) -> dict[str, str]:
+    """The colours of the fields, as far as the dataset says."""
+    scheme = dataset.app_config.color_scheme
+    entries = (scheme.fields if scheme else None) or []
+    return {entry["path"]: entry["fieldColor"] for entry in entries if entry.get("fieldColor")}

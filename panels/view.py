@@ -19,6 +19,7 @@ FIELD = "var(--fo-palette-background-field)"
 PLAIN = "#9aa0a6"  # of joints that nobody gave a colour
 
 Handler = Callable[..., Any]
+Style = dict[str, Any]
 
 
 # One style sheet on the body of a panel: a style on each of forty buttons would be most of what a click has to carry.
@@ -57,12 +58,17 @@ STYLE = {
 
 def body(panel: types.Object) -> types.Object:
     """The whole of a panel, which scrolls."""
-    return column(panel, "body", gap=2, padding=2, **STYLE)
+    return column(panel, "body", gap=2, padding=2, alignItems="stretch", **STYLE)
 
 
-def row(parent: types.Object, name: str, gap: float = 1, **sx: Any) -> types.Object:
-    """Things beside each other, which wrap where the panel is narrow."""
-    return _stack(parent, name, {"display": "flex", "flexFlow": "row wrap", "alignItems": "center", "gap": gap, **sx})
+def row(parent: types.Object, name: str, gap: float = 1, place: Style | None = None, **sx: Any) -> types.Object:
+    """Things beside each other, which wrap where the panel is narrow.
+
+    Args:
+        place: style of the row as a thing in its parent
+    """
+    style = {"display": "flex", "flexFlow": "row wrap", "alignItems": "center", "gap": gap, **sx}
+    return _stack(parent, name, style, place)
 
 
 def column(parent: types.Object, name: str, gap: float = 1, **sx: Any) -> types.Object:
@@ -76,14 +82,38 @@ def table(parent: types.Object, name: str, columns: str, **sx: Any) -> types.Obj
     return _stack(parent, name, {**layout, "justifyContent": "start", "columnGap": 2, "rowGap": 1, **sx})
 
 
-def _stack(parent: types.Object, name: str, style: dict[str, Any]) -> types.Object:
+def _stack(parent: types.Object, name: str, style: Style, place: Style | None = None) -> types.Object:
     own_width = {"width": "auto", "maxHeight": "none"}  # FiftyOne gives each thing the whole width
-    return parent.v_stack(name, componentsProps={"grid": {"sx": {"&& > *": own_width, **style}}})
+    return parent.v_stack(
+        name, componentsProps={"grid": {"sx": {"&& > *": own_width, **style}}, "item": {"sx": place or {}}}
+    )
+
+
+def segments(parent: types.Object, name: str) -> types.Object:
+    """Buttons of which one is on, joined to one piece."""
+    joined: Style = {
+        "&& button": {"borderRadius": 0},
+        "&& > :first-of-type button": {"borderRadius": "6px 0 0 6px"},
+        "&& > :last-of-type button": {"borderRadius": "0 6px 6px 0"},
+    }
+    return row(parent, name, gap=0, flexWrap="nowrap", **joined)
+
+
+def section(parent: types.Object, name: str, title: str) -> types.Object:
+    """A part of a panel below a line and its title."""
+    part = column(parent, name, gap=1, borderTop="1px solid var(--fo-palette-divider)", paddingTop=1.5)
+    caption(part, "title", title, fontWeight=600, textTransform="uppercase", letterSpacing="0.05em", fontSize="0.75rem")
+    return part
+
+
+def caption(parent: types.Object, name: str, words: str, **sx: Any) -> None:
+    """A few faint words."""
+    text(parent, name, words, color=FAINT, **sx)
 
 
 def text(parent: types.Object, name: str, words: str, **sx: Any) -> None:
-    style = {"color": FAINT, "fontSize": "0.85rem", **sx}
-    parent.view(name, types.HeaderView(label=words, componentsProps={"header": {"label": {"sx": style}}}))
+    style = {"color": TEXT, "fontSize": "0.85rem", **sx}
+    parent.view(name, types.HeaderView(label=words, componentsProps={"label": {"sx": style}}))
 
 
 def button(
@@ -121,6 +151,19 @@ def button(
     )
 
 
+SLIDERS: Style = {  # FiftyOne leaves them more room than a panel has
+    "& .MuiBox-root": {"padding": 0},
+    "&& > *": {"flex": "1 1 220px", "maxHeight": "none"},
+}
+
+
+def slider(parent: types.Object, name: str, label: str, value: float, on_change: Handler) -> None:
+    """A value from 0 to 1."""
+    parent.float(
+        name, min=0, max=1, default=value, on_change=on_change, view=types.SliderView(label=label, multiple_of=0.01)
+    )
+
+
 def joint_table(
     parent: types.Object, run: state.Run, shown: list[str], colors: Mapping[str, str], on_choose: Handler
 ) -> None:
@@ -128,14 +171,12 @@ def joint_table(
 
     Each button carries what is wanted after it, so that a click that arrives twice does no harm.
     """
-    parts = [*state.PARTS, "body"]
     cells: dict[tuple[str, str], list[str]] = {}
     for joint in run.joints:
         cells.setdefault((state.part(joint), state.side(joint)), []).append(joint)
-    rows = [name for name in parts if any(cell[0] == name for cell in cells)]
-    columns = [name for name in ("left", "middle", "right") if any(cell[1] == name for cell in cells)]
-
-    grid = table(parent, "joints", f"auto repeat({len(columns)}, auto)")
+    sides = [side for side in state.SIDES if any(cell[1] == side for cell in cells)]
+    width = " minmax(0, max-content)"
+    grid = table(parent, "table", f"max-content{width * max(len(sides), 1)}")
 
     def group(name: str, joints: list[str]) -> None:
         whole = bool(joints) and set(joints) == set(shown)
@@ -149,27 +190,30 @@ def joint_table(
             params={"joints": joints},
         )
 
+    def cell(part: str, side: str, place: Style | None = None) -> None:
+        line = row(grid, f"cell_{part}_{side}", gap=0.75, place=place)
+        for joint in cells.get((part, side), []):
+            on = joint in shown
+            button(
+                line,
+                f"joint_{joint}",
+                state.spoken(joint.removeprefix(f"{side}_")),
+                on_choose,
+                on=on,
+                color=colors.get(run.joints[joint], PLAIN),
+                tip=state.spoken(joint),
+                params={"joints": [other for other in run.joints if (other in shown) != (other == joint)]},
+            )
+
     group("all", list(run.joints))
-    for side in columns:
-        joints = [joint for joint in run.joints if state.side(joint) == side]
-        if side == "middle":
-            text(grid, "group_middle", " ")
-        else:
-            group(side, joints)
-    for part in rows:
+    for side in sides:
+        group(side, [joint for joint in run.joints if state.side(joint) == side])
+    for part in dict.fromkeys(state.part(joint) for joint in run.joints):
         group(part, [joint for joint in run.joints if state.part(joint) == part])
-        for side in columns:
-            cell = row(grid, f"cell_{part}_{side}", gap=0.75)
-            for joint in cells.get((part, side), []):
-                on = joint in shown
-                wanted = [other for other in run.joints if (other in shown) != (other == joint)]
-                button(
-                    cell,
-                    f"joint_{joint}",
-                    joint.removeprefix(f"{side}_").replace("_", " "),
-                    on_choose,
-                    on=on,
-                    color=colors.get(run.joints[joint], PLAIN),
-                    tip=joint.replace("_", " "),
-                    params={"joints": wanted},
-                )
+        if (part, "middle") in cells:
+            cell(part, "middle", {"gridColumn": "2 / -1"})
+            if any((part, side) in cells for side in sides):
+                caption(grid, f"below_{part}", " ")
+        if any((part, side) in cells for side in sides):
+            for side in sides:
+                cell(part, side)

@@ -1,0 +1,125 @@
+"""The controls that both panels have: which run, its maximum or its joints, the next joint, the people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import fiftyone.operators as foo
+import fiftyone.operators.types as types
+
+from . import state, view
+from .state import Run
+
+
+class Controls(foo.Panel):
+    """Says which fields are shown and draws the buttons for it; what "shown" is, the panels know.
+
+    A button carries what is wanted, never a change of what there is: the App sends some clicks twice.
+    """
+
+    def shown_fields(self, ctx: foo.ExecutionContext) -> list[str]:
+        """The fields that are shown, maps and others."""
+        raise NotImplementedError
+
+    def show_fields(self, ctx: foo.ExecutionContext, fields: list[str]) -> None:
+        """Show these fields and no others. From then on :meth:`shown_fields` is these, in this call too."""
+        raise NotImplementedError
+
+    def run_chosen(self, ctx: foo.ExecutionContext) -> None:
+        """Another run is chosen now."""
+
+    def choose_run(self, ctx: foo.ExecutionContext) -> None:
+        """Another run, and its maps in place of the former one's."""
+        runs = state.find_runs(ctx.dataset)
+        old, new = self.chosen(ctx, runs), runs.get(ctx.params["run"])
+        if old is None or new is None:
+            return
+        shown = self.shown_fields(ctx)
+        kept = state.wanted_fields(old, shown, False, ())
+        ctx.panel.set_state("run", new.label_field)
+        self._show(ctx, state.wanted_fields(new, kept, old.maximum in shown, state.shown_joints(old, shown)))
+        self.run_chosen(ctx)
+
+    def show_maximum(self, ctx: foo.ExecutionContext) -> None:
+        self._show_maps(ctx, maximum=True)
+
+    def show_joints(self, ctx: foo.ExecutionContext) -> None:
+        self._show_maps(ctx, joints=ctx.params["joints"])
+
+    def show_nothing(self, ctx: foo.ExecutionContext) -> None:
+        self._show_maps(ctx)
+
+    def show_people(self, ctx: foo.ExecutionContext) -> None:
+        run = self.chosen(ctx, state.find_runs(ctx.dataset))
+        people = run and run.people
+        if people:
+            others = [name for name in self.shown_fields(ctx) if name != people]
+            self._show(ctx, [*others, people] if ctx.params["on"] else others)
+
+    def _show_maps(self, ctx: foo.ExecutionContext, maximum: bool = False, joints: Iterable[str] = ()) -> None:
+        run = self.chosen(ctx, state.find_runs(ctx.dataset))
+        if run is not None:
+            self._show(ctx, state.wanted_fields(run, self.shown_fields(ctx), maximum, joints))
+
+    def _show(self, ctx: foo.ExecutionContext, fields: list[str]) -> None:
+        if set(fields) != set(self.shown_fields(ctx)):
+            self.show_fields(ctx, fields)
+
+    def chosen(self, ctx: foo.ExecutionContext, runs: dict[str, Run]) -> Run | None:
+        """The run that the panel is about: the chosen one, else one that is shown, else the last made."""
+        chosen = runs.get(ctx.panel.get_state("run") or "")
+        if chosen is None and runs:
+            active = set(self.shown_fields(ctx))
+            chosen = next((run for run in runs.values() if active & set(run.maps)), list(runs.values())[-1])
+        return chosen
+
+    def draw_controls(
+        self, ctx: foo.ExecutionContext, parent: types.Object, run: Run, runs: dict[str, Run], colors: dict[str, str]
+    ) -> None:
+        shown = self.shown_fields(ctx)
+        joints, maximum = state.shown_joints(run, shown), run.maximum in shown
+        if len(runs) > 1:
+            line = view.row(parent, "runs")
+            view.caption(line, "run", "Run")
+            for name, other in runs.items():
+                on = name == run.label_field
+                view.button(line, f"run_{name}", name, self.choose_run, on=on, tip=other.title, params={"run": name})
+
+        line = view.row(parent, "modes", columnGap=1)
+        choose = view.segments(line, "mode")
+        view.button(
+            choose,
+            "maximum",
+            "Maximum",
+            self.show_maximum,
+            on=maximum,
+            tip="Show the maximum over all joints",
+            disabled=not run.maximum,
+        )
+        view.button(
+            choose,
+            "joints",
+            "Joints",
+            self.show_joints,
+            on=bool(joints),
+            tip="Show the joints, each in its own colour",
+            disabled=not run.joints,
+            params={"joints": joints or list(run.joints)},
+        )
+        view.button(choose, "off", "Off", self.show_nothing, on=not joints and not maximum, tip="Show no maps")
+        if run.people:
+            on = run.people in shown
+            tip = "Hide the skeletons" if on else "Show the skeletons of the people found"
+            view.button(line, "people", "Skeletons", self.show_people, on=on, tip=tip, params={"on": not on})
+
+        if run.joints:
+            view.joint_table(parent, run, joints, colors, self.show_joints)
+            line = view.row(parent, "steps")
+            previous, following = state.neighbours(run, joints)
+            view.button(
+                line, "previous", "‹ Previous", self.show_joints, tip="Previous joint", params={"joints": [previous]}
+            )
+            view.button(line, "next", "Next ›", self.show_joints, tip="Next joint", params={"joints": [following]})
+            if len(joints) == 1:
+                number = list(run.joints).index(joints[0]) + 1
+                view.caption(line, "step", f"{state.spoken(joints[0])}, joint {number} of {len(run.joints)}")

@@ -1,0 +1,289 @@
+"""The panel in an open sample."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import fiftyone.operators as foo
+import fiftyone.operators.types as types
+import numpy as np
+from bson import ObjectId
+
+from . import overlay, state, view
+from .controls import Controls
+from .state import Run
+
+SCRIPT = "@pose-heatmaps/higherhrnet/sample_fields"  # in dist/index.umd.js
+OPACITY, THRESHOLD = 0.8, 0.0
+HELP = """
+What the model saw in this sample: the maps on the photo, how high each joint's map peaks, and the people found.
+"""
+
+
+class SampleHeatmapsPanel(Controls):
+    """The sidebar of an open sample is out of a Python panel's reach: FiftyOne sets and tells only the grid's fields.
+
+    A script in the App reaches it. Where that answers, the sample itself follows the panel and the panel its sidebar.
+    Where it does not, the panel shows what was chosen in its own picture alone.
+    """
+
+    @property
+    def config(self) -> foo.PanelConfig:
+        return foo.PanelConfig(
+            name="pose_heatmaps_sample",
+            label="Pose heatmaps",
+            icon="accessibility_new",
+            category=foo.Categories.ANALYZE,
+            surfaces="modal",
+            help_markdown=HELP,
+        )
+
+    # --- what happens outside of the panel
+
+    def on_load(self, ctx: foo.ExecutionContext) -> None:
+        ctx.panel.set_state("scripted", False)
+        ctx.panel.set_state("fields", list(ctx.active_fields))
+        ctx.prompt(SCRIPT, {}, on_success=self.on_script, skip_prompt=True)
+        self._look(ctx)
+
+    def on_change_current_sample(self, ctx: foo.ExecutionContext) -> None:
+        self._look(ctx)
+
+    def on_script(self, ctx: foo.ExecutionContext) -> None:
+        """The script has answered, with the fields that the open sample shows."""
+        ctx.panel.set_state("scripted", True)
+        self._follow(ctx, ctx.params["result"]["fields"])
+
+    def on_sidebar(self, ctx: foo.ExecutionContext) -> None:
+        """Somebody changed the sidebar of the open sample."""
+        self._follow(ctx, ctx.params["fields"])
+
+    def _follow(self, ctx: foo.ExecutionContext, fields: list[str]) -> None:
+        if set(fields) != set(self.shown_fields(ctx)):
+            ctx.panel.set_state("fields", fields)
+        self._look(ctx)
+
+    # --- what is shown
+
+    def shown_fields(self, ctx: foo.ExecutionContext) -> list[str]:
+        return ctx.panel.get_state("fields") or []
+
+    def show_fields(self, ctx: foo.ExecutionContext, fields: list[str]) -> None:
+        ctx.panel.set_state("fields", fields)
+        if ctx.panel.get_state("scripted"):
+            ctx.trigger(SCRIPT, {"fields": fields})
+        self._draw_picture(ctx)
+
+    def run_chosen(self, ctx: foo.ExecutionContext) -> None:
+        self._look(ctx)
+
+    def show_bar(self, ctx: foo.ExecutionContext) -> None:
+        """A click on a bar shows its joint."""
+        run = self.chosen(ctx, state.find_runs(ctx.dataset))
+        joint = str(ctx.params.get("y") or "").replace(" ", "_")
+        if run is not None and joint in run.joints:
+            self._show(ctx, state.wanted_fields(run, self.shown_fields(ctx), False, [joint]))
+
+    def set_opacity(self, ctx: foo.ExecutionContext) -> None:
+        self._set(ctx, "opacity", float(ctx.params["value"]))
+
+    def set_threshold(self, ctx: foo.ExecutionContext) -> None:
+        self._set(ctx, "threshold", float(ctx.params["value"]))
+
+    def color_by(self, ctx: foo.ExecutionContext) -> None:
+        self._set(ctx, "by_value", ctx.params["by"] == "value")
+
+    def compare(self, ctx: foo.ExecutionContext) -> None:
+        self._set(ctx, "beside", ctx.params["run"])
+
+    def _set(self, ctx: foo.ExecutionContext, name: str, value: Any) -> None:
+        if ctx.panel.get_state(name) != value:
+            ctx.panel.set_state(name, value)
+            self._draw_picture(ctx)
+
+    # --- the sample
+
+    def _look(self, ctx: foo.ExecutionContext) -> None:
+        """Read what does not change with the controls: the peaks and the people."""
+        run = self.chosen(ctx, state.find_runs(ctx.dataset))
+        document = _document(ctx)
+        if run is None or document is None:
+            ctx.panel.set_state("seen", None)
+            return
+        ctx.panel.set_state(
+            "seen",
+            {
+                "sample": ctx.current_sample,
+                "peaks": overlay.peaks(document, run),
+                "people": _people(document, run),
+                "status": document.get(run.others.get("status", "")),
+            },
+        )
+        self._draw_picture(ctx, document)
+
+    def _draw_picture(self, ctx: foo.ExecutionContext, document: dict[str, Any] | None = None) -> None:
+        runs = state.find_runs(ctx.dataset)
+        run = self.chosen(ctx, runs)
+        document = document or _document(ctx)
+        if run is None or document is None:
+            return
+        shown = self.shown_fields(ctx)
+        joints, maximum = state.shown_joints(run, shown), run.maximum in shown
+        beside = runs.get(ctx.panel.get_state("beside") or "")
+        photo = overlay.read_photo(document["filepath"])
+        for name, pictured in (("picture", run), ("beside_picture", beside)):
+            if photo is None or pictured is None or pictured == (run if name == "beside_picture" else None):
+                continue
+            fields = state.wanted_fields(pictured, [], maximum, joints)
+            colors = state.field_colors(ctx.dataset)
+            maps = [(overlay.read_map(document, field), colors.get(field, view.PLAIN)) for field in fields]
+            picture = overlay.draw(
+                photo,
+                [(values, color) for values, color in maps if values is not None],
+                _setting(ctx, "opacity", OPACITY),
+                _setting(ctx, "threshold", THRESHOLD),
+                bool(ctx.panel.get_state("by_value")),
+            )
+            if len(joints) == 1 and not maximum and maps and maps[0][0] is not None:
+                _mark_peak(picture, maps[0][0], maps[0][1], _setting(ctx, "threshold", THRESHOLD))
+            ctx.panel.set_data(f"body.{name}", overlay.data_uri(picture))
+
+    # --- what it looks like
+
+    def render(self, ctx: foo.ExecutionContext) -> types.Property:
+        panel = types.Object()
+        body = view.body(panel)
+        runs = state.find_runs(ctx.dataset)
+        run = self.chosen(ctx, runs)
+        seen = ctx.panel.get_state("seen")
+        if run is None:
+            view.text(body, "empty", "This dataset has no pose heatmaps yet.")
+        else:
+            if ctx.panel.get_state("scripted"):
+                watch = types.View(component="PoseHeatmapsSidebar", composite_view=True, on_sidebar=self.on_sidebar)
+                body.obj("watch", view=watch)
+            colors = state.field_colors(ctx.dataset)
+            self.draw_controls(ctx, body, run, runs, colors)
+            self._render_picture(ctx, body, run, runs)
+            if seen:
+                shown = state.shown_joints(run, self.shown_fields(ctx))
+                self._render_peaks(body, run, seen["peaks"], shown, colors)
+                _render_people(body, run, seen["people"], shown)
+        return types.Property(panel, view=types.GridView(orientation="vertical", align_y="top"))
+
+    def _render_picture(self, ctx: foo.ExecutionContext, body: types.Object, run: Run, runs: dict[str, Run]) -> None:
+        wide = {"image": {"style": {"width": "100%", "borderRadius": "6px", "display": "block"}}}
+        body.view("picture", types.ImageView(componentsProps=wide, alt="The photo with the maps that are shown"))
+        beside = ctx.panel.get_state("beside")
+        others = [name for name in runs if name != run.label_field]
+        if others:
+            line = view.row(body, "comparison")
+            view.caption(line, "with", "Beside it")
+            view.button(line, "alone", "Nothing", self.compare, on=beside not in others, params={"run": None})
+            for name in others:
+                view.button(line, f"with_{name}", name, self.compare, on=beside == name, params={"run": name})
+            if beside in others:
+                body.view("beside_picture", types.ImageView(componentsProps=wide, alt=f"The same with {beside}"))
+        line = view.row(body, "look", columnGap=3, width="100%", **view.SLIDERS)
+        view.slider(line, "opacity", "Opacity", _setting(ctx, "opacity", OPACITY), self.set_opacity)
+        view.slider(line, "threshold", "Threshold", _setting(ctx, "threshold", THRESHOLD), self.set_threshold)
+        by_value = bool(ctx.panel.get_state("by_value"))
+        line = view.row(body, "colors")
+        view.caption(line, "by", "Colour by")
+        choose = view.segments(line, "buttons")
+        view.button(choose, "field", "Joint", self.color_by, on=not by_value, params={"by": "field"})
+        view.button(choose, "value", "Value", self.color_by, on=by_value, params={"by": "value"})
+
+    def _render_peaks(
+        self,
+        body: types.Object,
+        run: Run,
+        peaks: dict[str, float | None],
+        shown: list[str],
+        colors: dict[str, str],
+    ) -> None:
+        if not peaks:
+            return
+        part = view.section(body, "peaks", "Highest value of each joint's map")
+        joints = list(peaks)[::-1]
+        bars = {
+            "type": "bar",
+            "orientation": "h",
+            "x": [peaks[joint] or 0 for joint in joints],
+            "y": [state.spoken(joint) for joint in joints],
+            "text": ["no map" if peaks[joint] is None else f"{peaks[joint]:.2f}" for joint in joints],
+            "textposition": "outside",
+            "cliponaxis": False,
+            "hovertemplate": "%{y}: %{text}<extra>click to show it</extra>",
+            "marker": {
+                "color": [colors.get(run.joints[joint], view.PLAIN) for joint in joints],
+                "opacity": [1 if not shown or joint in shown else 0.35 for joint in joints],
+            },
+        }
+        part.plot(
+            "chart",
+            data=[bars],
+            layout={
+                "height": 24 * len(joints) + 40,
+                "margin": {"l": 100, "r": 30, "t": 4, "b": 24},
+                "xaxis": {"range": [0, 1.08], "tickvals": [0, 0.25, 0.5, 0.75, 1], "fixedrange": True},
+                "yaxis": {"fixedrange": True, "ticksuffix": "  "},
+                "bargap": 0.3,
+                "font": {"size": 12},
+            },
+            config={"displayModeBar": False, "scrollZoom": False},
+            on_click=self.show_bar,
+            height=f"{24 * len(joints) + 40}px",
+        )
+
+
+def _render_people(body: types.Object, run: Run, people: list[dict[str, Any]] | None, shown: list[str]) -> None:
+    if people is None:
+        return
+    part = view.section(body, "found", "People found")
+    if not people:
+        view.text(part, "none", "Nobody was found in this sample.")
+        return
+    joints = [joint for joint in shown if run.index(joint) is not None][:3]
+    grid = view.table(part, "people", f"repeat({2 + len(joints)}, max-content)", columnGap=3)
+    for number, words in enumerate(["person", "score", *map(state.spoken, joints)]):
+        view.caption(grid, f"head_{number}", words)
+    for number, person in enumerate(people, 1):
+        values = [person["values"][run.index(joint) or 0] for joint in joints]
+        cells = [f"{number}", f"{person['score']:.2f}", *("not found" if v is None else f"{v:.2f}" for v in values)]
+        for place, words in enumerate(cells):
+            view.text(grid, f"cell_{number}_{place}", words)
+
+
+def _document(ctx: foo.ExecutionContext) -> dict[str, Any] | None:
+    """The open sample as the database holds it: making FiftyOne's objects of all its maps takes longer."""
+    if not ctx.current_sample:
+        return None
+    return ctx.dataset._sample_collection.find_one({"_id": ObjectId(ctx.current_sample)})
+
+
+def _people(document: dict[str, Any], run: Run) -> list[dict[str, Any]] | None:
+    """Scores and the heatmap's values at the joints, None where a joint was not found; best first."""
+    label = document.get(run.people or "")
+    if not label:
+        return None
+    people = [
+        {
+            "score": person.get("score") or 0,
+            "values": [None if value is None or math.isnan(value) else value for value in person["confidence"] or ()],
+        }
+        for person in label.get("keypoints") or ()
+    ]
+    return sorted(people, key=lambda person: -person["score"])
+
+
+def _mark_peak(picture: np.ndarray, values: np.ndarray, color: str, threshold: float) -> None:
+    y, x = np.unravel_index(int(values.argmax()), values.shape)
+    if values[y, x] >= max(threshold, 0.02):
+        overlay.mark(picture, ((float(x) + 0.5) / values.shape[1], (float(y) + 0.5) / values.shape[0]), color)
+
+
+def _setting(ctx: foo.ExecutionContext, name: str, default: float) -> float:
+    value = ctx.panel.get_state(name)
+    return default if value is None else float(value)
