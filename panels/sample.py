@@ -173,7 +173,8 @@ class SampleHeatmapsPanel(Controls):
         return types.Property(panel, view=types.GridView(orientation="vertical", align_y="top"))
 
     def _render_picture(self, ctx: foo.ExecutionContext, body: types.Object, run: Run, runs: dict[str, Run]) -> None:
-        wide = {"image": {"style": {"width": "100%", "borderRadius": "6px", "display": "block"}}}
+        whole = {"maxWidth": "100%", "maxHeight": "46vh", "borderRadius": "6px", "display": "block"}
+        wide = {"image": {"style": whole}}
         body.view("picture", types.ImageView(componentsProps=wide, alt="The photo with the maps that are shown"))
         beside = ctx.panel.get_state("beside")
         others = [name for name in runs if name != run.label_field]
