@@ -3,7 +3,8 @@
 Images go through the functions of the pipeline. `ap…` and `ar` are pycocotools' keypoint figures over the people that
 grouping finds, as published: every group of peaks counts, ranked by its score. `stored_ap…` and `stored_ar` are the
 same over the people that a run stores, without groups and joints that were only guessed: what the operator
-evaluate_heatmaps gives. The other figures judge the default maps (8 bits, resolution "network"):
+evaluate_heatmaps gives. Where the model has other joints than the annotations, those that both name are compared
+(`joints` says how many). The other figures judge the default maps (8 bits, resolution "network"):
 
 - `joint_recall`: share of labelled joints (v >= 1, people larger than 32^2) whose map has a local maximum of at least
   0.2 within 0.15 * sqrt(area); `joint_recall_large`: of people larger than 96^2
@@ -33,6 +34,7 @@ from evaluation import coco
 from inference import checkpoints
 from inference.grouping import GroupingConfig, People, group
 from inference.joints import COCO as JOINTS
+from inference.joints import JointSet
 from inference.labels import MIN_PERSON_SCORE, Seen, keypoints, see
 from inference.pipeline import read_image
 from inference.predictor import Predictor, PreparedImage
@@ -75,28 +77,29 @@ def find_people(seen: Seen, order: tuple[int, ...], config: GroupingConfig) -> P
     return group(heatmaps, seen.tags, order, config, (2 * half[0], 2 * half[1]))
 
 
-def stored(seen: Seen, order: tuple[int, ...]) -> list[dict[str, Any]]:
+def stored(seen: Seen, order: tuple[int, ...], columns: list[int]) -> list[dict[str, Any]]:
     """The people that a run stores, as COCO results."""
     people = find_people(seen, order, GroupingConfig(min_score=MIN_PERSON_SCORE))
-    return coco.results(keypoints(people, seen.warp).to_dict(), range(len(order)), seen.warp.image_wh)
+    return coco.results(keypoints(people, seen.warp).to_dict(), columns, seen.warp.image_wh)
 
 
-def detections(seen: Seen, image_id: int, order: tuple[int, ...]) -> list[dict[str, Any]]:
+def detections(seen: Seen, image_id: int, order: tuple[int, ...], columns: list[int]) -> list[dict[str, Any]]:
     """All groups of an image as COCO results, in pixels of the image."""
     people = find_people(seen, order, GroupingConfig())
     points = seen.warp.to_image(people.joints[:, :, :2])
-    joints = np.concatenate([points, people.joints[:, :, 2:]], axis=2)
+    joints = np.concatenate([points, people.joints[:, :, 2:]], axis=2)[:, columns]
     return [
         {"image_id": image_id, "category_id": 1, "keypoints": person.ravel().tolist(), "score": float(score)}
         for person, score in zip(joints, people.scores, strict=True)
     ]
 
 
-def keypoint_figures(annotations: COCO, results: list[dict[str, Any]]) -> dict[str, float]:
+def keypoint_figures(annotations: COCO, results: list[dict[str, Any]], sigmas: NDArray) -> dict[str, float]:
     if not results:
         return dict.fromkeys(("ap", "ap50", "ap_medium", "ap_large", "ar"), 0.0)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(annotations, annotations.loadRes(results), "keypoints")
+        evaluation.params.kpt_oks_sigmas = sigmas
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -109,10 +112,10 @@ def local_maxima(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.where(values == cv2.dilate(values, np.ones((3, 3), np.uint8)), values, 0).astype(np.uint8)
 
 
-def joint_peaks(seen: Seen, people: Iterable[dict[str, Any]]) -> Iterator[tuple[float, bool]]:
+def joint_peaks(seen: Seen, people: Iterable[dict[str, Any]], chosen: list[int]) -> Iterator[tuple[float, bool]]:
     """For each labelled joint, the highest local maximum (0 to 1) near it, and whether its person is large."""
     assert seen.maps.joints is not None
-    maxima = [local_maxima(values) for values in np.ascontiguousarray(seen.maps.joints)]
+    maxima = [local_maxima(values) for values in np.ascontiguousarray(seen.maps.joints[chosen])]
     height, width = maxima[0].shape
     scale = np.array([width / seen.warp.image_wh[0], height / seen.warp.image_wh[1]])
     columns, rows = np.arange(width) + 0.5, np.arange(height) + 0.5
@@ -131,21 +134,42 @@ def share(hits: NDArray[np.bool_]) -> float:
     return float(hits.mean()) if len(hits) else 0.0
 
 
+def align(annotations: COCO, joint_set: JointSet) -> list[int]:
+    """Leave to annotations the joints that a model has too, in its order; returns which of the model's these are."""
+    category = annotations.cats[min(annotations.cats)]
+    labelled = list(category.get("keypoints") or JOINTS.joints)
+    columns = [k for k, joint in enumerate(joint_set.joints) if joint in labelled]
+    chosen = [labelled.index(joint_set.joints[k]) for k in columns]
+    people = annotations.dataset["annotations"]
+    annotations.dataset["annotations"] = [coco.chosen_joints(person, chosen) for person in people]
+    annotations.createIndex()
+    return columns
+
+
 def measure(
-    predictor: Predictor, order: tuple[int, ...], images: Path, annotations: COCO, person_free: Path | None
+    predictor: Predictor, joint_set: JointSet, images: Path, annotations: COCO, person_free: Path | None
 ) -> dict[str, float]:
-    """All figures."""
+    """All figures.
+
+    Raises:
+        ValueError: if model and annotations have no joint in common
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
+        columns = align(annotations, joint_set)
+    if not columns:
+        raise ValueError(f"The annotations have none of the joints of '{joint_set.name}'.")
+    order, sigmas = joint_set.grouping_order, np.array(joint_set.sigmas)[columns]
     by_path = {images / record["file_name"]: record for record in annotations.imgs.values()}
     results, peaks = [], []
-    precision = coco.AveragePrecision(np.array(JOINTS.sigmas))
+    precision = coco.AveragePrecision(sigmas)
     for path, seen in look_at(predictor, sorted(by_path), "photos with people"):
         image_id = by_path[path]["id"]
-        results += detections(seen, image_id, order)
-        precision.add(image_id, annotations.imgToAnns[image_id], stored(seen, order))
-        peaks += list(joint_peaks(seen, annotations.imgToAnns[image_id]))
+        results += detections(seen, image_id, order, columns)
+        precision.add(image_id, annotations.imgToAnns[image_id], stored(seen, order, columns))
+        peaks += list(joint_peaks(seen, annotations.imgToAnns[image_id], columns))
     values, large = np.array([value for value, _ in peaks]), np.array([is_large for _, is_large in peaks], bool)
     figures = {
-        **keypoint_figures(annotations, results),
+        **keypoint_figures(annotations, results, sigmas),
         **{f"stored_{name}": figure for name, figure in precision.figures().items()},
         "joint_recall": share(values >= THRESHOLD),
         "joint_recall_large": share(values[large] >= THRESHOLD),
@@ -160,7 +184,7 @@ def measure(
             "recall_large_at_fa3": share(values[large] > limit),
             "threshold_fa3": float(limit),
         }
-    return {**figures, "images": len(by_path)}
+    return {**figures, "images": len(by_path), "joints": len(columns)}
 
 
 def main() -> None:
@@ -178,17 +202,13 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = checkpoints.load(arguments.model, arguments.checkpoint)
-    if len(model.entry.joint_set) != 17:
-        parser.error(f"COCO's annotations have 17 joints; {arguments.model} has {len(model.entry.joint_set)}.")
     input_size = arguments.input_size or model.entry.input_size
     predictor = Predictor(
         model.network, model.entry.joint_set.flip, input_size, arguments.flip, arguments.scales, arguments.device
     )
     with contextlib.redirect_stdout(io.StringIO()):
         annotations = COCO(str(arguments.annotations))
-    figures = measure(
-        predictor, model.entry.joint_set.grouping_order, arguments.images, annotations, arguments.person_free
-    )
+    figures = measure(predictor, model.entry.joint_set, arguments.images, annotations, arguments.person_free)
     for name, figure in figures.items():
         print(f"{name:22} {figure:.3f}" if isinstance(figure, float) else f"{name:22} {figure}")
     if arguments.json:

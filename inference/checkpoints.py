@@ -204,41 +204,62 @@ def convert(
 
     Args:
         source: a checkpoint in any layout
-        target: ends with .safetensors; None = beside the source, or, with a name, as that model's own weights
-        name: of the published model whose weights these are; None = whatever they are
+        target: ends with .safetensors; None = as :func:`conversion_target` says
+        name: of the published model whose own weights it becomes
         half: in half precision, which halves the size and moves heatmap values by about a thousandth
 
     Returns:
         the path of the new file
 
     Raises:
-        ValueError: if there is no model of that name
+        ValueError: if there is no model of that name, or a JSON file beside the source is not a joint set
         CheckpointError: if the source cannot be used, or the target cannot be written
     """
     source = Path(source).expanduser()
-    entry = find_model(name) if name else None
-    if entry and (entry.bundled or not entry.source):
-        raise CheckpointError(f"'{name}' has no published file that could be converted.")
-    target = Path(target).expanduser() if target else weights.installed_path(entry) if entry else twin_path(source)
+    target = Path(target).expanduser() if target else conversion_target(source, name)
     if target.suffix != ".safetensors":
         raise CheckpointError(f"{target} must end with .safetensors.")
     if target.resolve() == source.resolve():
         raise CheckpointError(f"{source} is a safetensors file already; name another one for the result.")
     try:
-        if entry and target == weights.installed_path(entry):
+        if name:
             target.parent.mkdir(parents=True, exist_ok=True)
-            weights.install(entry, source, target, half)
+            weights.install(find_model(name), source, target, half)
             return target
-        file = read(source)
-        joint_set = find_model(name or CUSTOM, source).joint_set if name or joints_path(source).is_file() else None
-        joints = len(joint_set) if joint_set else describe(file).joints
-        config = config_for(file, joints, entry.network if entry else None, name or "a HigherHRNet")
-        write(target, file, half, {"network": json.dumps(config.to_dict())})
+        config = examine(source)
+        write(target, read(source), half, {"network": json.dumps(config.to_dict())})
         if joints_path(source).is_file() and joints_path(source) != joints_path(target):
             shutil.copyfile(joints_path(source), joints_path(target))
     except OSError as error:
         raise CheckpointError(f"{target} cannot be written: {error.strerror or error}.") from error
     return target
+
+
+def conversion_target(source: Path, name: str | None = None) -> Path:
+    """Where the plugin looks for a converted file: beside the source, or where a model's own weights are kept.
+
+    Raises:
+        ValueError: if there is no model of that name, or it has no published weights
+    """
+    if not name:
+        return twin_path(source)
+    entry = find_model(name)
+    if entry.bundled or not entry.source:
+        raise CheckpointError(f"'{name}' has no published file that could be converted.")
+    return weights.installed_path(entry)
+
+
+def examine(source: Path) -> NetworkConfig:
+    """The network of a checkpoint of any size.
+
+    Raises:
+        ValueError: if a JSON file beside it is not a joint set
+        CheckpointError: if it holds no weights of a HigherHRNet, or not for the joints that the JSON file describes
+    """
+    file = read(source)
+    described = find_model(CUSTOM, source).joint_set
+    joints = describe(file).joints if described is COCO else len(described)
+    return config_for(file, joints, None, "a HigherHRNet")
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from .settings import Settings
 PHOTO_WH = (640, 480)  # of a typical image; the real sizes are not looked at
 OVERHEAD = 1.15  # of reading, grouping and writing, over the network's time
 BYTES_PER_PIXEL = 0.04  # of a PNG at the default floor; most of a map is zero
-ENOUGH_SECONDS = 2  # of measuring; a form waits for it
+SLOW = 1.0  # seconds per image from which on one look is enough; a form waits for it
 PNG_HEADER = 70
 BLOCK = 4096  # what a small file takes on most disks
 
@@ -31,11 +31,13 @@ def _seconds_per_pass(model: str, checkpoint: str | None, input_size: int, devic
     predictor = Predictor(network, range(network.config.joints), input_size, device=device)
     image = predictor.prepare(np.zeros((PHOTO_WH[1], PHOTO_WH[0], 3), np.uint8))
     seconds: list[float] = []
-    while len(seconds) < 3 and sum(seconds) < ENOUGH_SECONDS:  # the first is slower: memory is laid out
+    for batch in (1, 2, 2):  # the first is slower: memory is laid out
         started = time.perf_counter()
-        predictor.predict([image] * 2).heatmaps.cpu()
-        seconds.append(time.perf_counter() - started)
-    return min(seconds) / 2
+        predictor.predict([image] * batch).heatmaps.cpu()
+        seconds.append((time.perf_counter() - started) / batch)
+        if seconds[-1] > SLOW:
+            break
+    return min(seconds)
 
 
 def seconds_per_image(settings: Settings) -> float:

@@ -2,6 +2,7 @@
 
 from .attach_heatmaps import AttachHeatmaps
 from .compare_runs import CompareRuns
+from .convert_checkpoint import ConvertCheckpoint
 from .delete_evaluation import DeleteEvaluation
 from .delete_heatmaps import DeleteHeatmaps
 from .evaluate_heatmaps import EvaluateHeatmaps
@@ -16,4 +17,5 @@ OPERATORS = (
     IndexPoses,
     DeleteHeatmaps,
     DeleteEvaluation,
+    ConvertCheckpoint,
 )
