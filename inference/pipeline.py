@@ -45,7 +45,8 @@ from .views import bulk_write, pages, patiently, target_problem
 MAX_LISTED = 100
 MAX_DOCUMENT = 15_500_000  # MongoDB's 16 MB, less what else a sample holds
 MAX_CPU_BATCHES = 4  # at once; more would need much memory and not be faster
-STOPPING_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ESTALE)  # the folder, not one sample's files
 
 
 @dataclass
@@ -359,11 +360,12 @@ class _Stages:
                         "resolution='network', or fewer joints."
                     )
             except OSError as error:
-                if error.errno in STOPPING_ERRORS:
+                if error.errno in (*FULL, *UNWRITABLE):
+                    way_out = "Make room" if error.errno in FULL else "Make the folder writable"
                     raise OSError(
                         error.errno,
                         f"The run stopped because maps can no longer be written to {self.settings.maps_dir} "
-                        f"({error.strerror}). Make room and run again: finished samples are kept",
+                        f"({error.strerror}). {way_out} and run again: finished samples are kept",
                     ) from error
                 problem = f"Its maps could not be written: {error}."
             if problem:

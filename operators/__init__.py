@@ -8,6 +8,7 @@ from .delete_heatmaps import DeleteHeatmaps
 from .evaluate_heatmaps import EvaluateHeatmaps
 from .generate_heatmaps import GenerateHeatmaps
 from .index_poses import IndexPoses
+from .relocate_heatmaps import RelocateHeatmaps
 
 OPERATORS = (
     GenerateHeatmaps,
@@ -15,6 +16,7 @@ OPERATORS = (
     EvaluateHeatmaps,
     CompareRuns,
     IndexPoses,
+    RelocateHeatmaps,
     DeleteHeatmaps,
     DeleteEvaluation,
     ConvertCheckpoint,

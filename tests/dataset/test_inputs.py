@@ -153,6 +153,24 @@ def test_a_video_dataset_is_refused_with_what_to_do(dataset: Callable):
         pipeline.run(dataset(["/photos/clip.mp4"]))
 
 
+def test_the_frames_of_a_video_dataset_get_maps_as_a_dataset_of_their_own(
+    dataset: Callable, photos: Path, tmp_path: Path
+):
+    videos = dataset(["/videos/walk.mp4"])
+    video = videos.first()
+    for number, name in enumerate(("astronaut.jpg", "camera.png", "rocket.jpg"), 1):
+        video.frames[number] = fo.Frame(filepath=str(photos / name))  # as `sample_frames=True` would have written them
+    video.save()
+    frames = videos.to_frames().clone(f"{videos.name}-frames", persistent=True)
+    try:
+        run(frames, tmp_path / "maps")
+        assert frames.values("pose_status") == ["done"] * 3
+        assert frames.values("frame_number") == [1, 2, 3]
+        assert set(frames.values("sample_id")) == {video.id}
+    finally:
+        frames.delete()
+
+
 def test_a_grouped_dataset_is_refused_and_its_slice_works(dataset: Callable, photos: Path, tmp_path: Path):
     made = dataset()
     made.add_group_field("group", default="left")

@@ -295,6 +295,27 @@ def test_a_full_disk_stops_the_run_and_the_rest_follows_later(dataset: Callable,
     assert made.count_values("pose_status") == {"done": 40}
 
 
+def test_a_folder_that_goes_away_stops_the_run_and_the_rest_follows_later(
+    dataset: Callable, photos: Path, tmp_path: Path
+):
+    made = dataset([photos / "rocket.jpg"] * 40)
+    maps_dir = tmp_path / "disk" / "maps"
+    settings = pipeline.Settings(maps=("max",), maps_dir=str(maps_dir), input_size=64, batch_size=1)
+    steps = pipeline.process(made, settings)
+    while next(steps).done < 3:
+        pass
+    (tmp_path / "disk").rename(tmp_path / "unmounted")
+    with pytest.raises(OSError, match=r"no longer be written to .*Make the folder writable and run again"):
+        for _ in steps:
+            pass
+    assert set(made.count_values("pose_status")) == {"done", None}, "no sample is blamed for it"
+
+    (tmp_path / "unmounted").rename(tmp_path / "disk")
+    assert run(made, maps_dir).failed == 0
+    assert made.count_values("pose_status") == {"done": 40}
+    assert files_in(maps_dir) == {Path(path) for path in made.values("pose_max.map_path")}
+
+
 def test_samples_that_a_run_changed_have_a_new_modification_time(dataset: Callable, photos: Path, tmp_path: Path):
     made = dataset(photos)
     before = made.values("last_modified_at")
