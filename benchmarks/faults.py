@@ -1,8 +1,8 @@
 """What is lost when workers are killed: `python -m benchmarks.faults [--trials 20] [--json]`.
 
 Each trial splits a run over small images into shards for three `fiftyone delegated launch` workers, and kills two of
-them (SIGKILL) at random moments. What the third one leaves, the operations that were killed, is run again as a user
-would: `fiftyone delegated fail` and `rerun`. Counted then, over all trials:
+them (SIGKILL) at random moments. Their operations are run again as a user would do it, `fiftyone delegated fail` and
+`rerun`, by the third one and two new ones. Counted when nothing is left to do, over all trials:
 
     killed      operations whose worker was killed while it worked on them
     lost        samples that are neither done nor have an error
@@ -45,7 +45,7 @@ from inference import runs
 from .photos import write_cuttings
 
 URI = "@pose-heatmaps/higherhrnet/generate_heatmaps"
-WORKERS, KILLS, SHARDS = 3, 2, 6
+WORKERS, KILLS, SHARDS = 3, 2, 4
 BATCH = 4
 # Per worker on 2 cores: 4 batches read or waiting, 3 at work or being written, and one that waits for them.
 IN_FLIGHT = 8 * BATCH
@@ -97,12 +97,12 @@ class Faults:
 
     def trial(self, seed: int) -> Trial:
         started, choice = time.monotonic(), random.Random(seed)
+        self.start_workers()
         with _dataset(self.paths) as dataset:
             maps_dir = self.folder / dataset.name
             operator = foo.get_operator(URI)
             shared = {"input_size": self.input_size, "batch_size": BATCH, "maps_dir": str(maps_dir)}
             queued = [ObjectId(one.result["id"]) for one in operator(dataset, shards=SHARDS, **shared)]
-            self.start_workers()
             killed: dict[ObjectId, int] = {}
             repeated = 0
             for share in sorted(choice.uniform(0.01, 0.7) for _ in range(KILLS)):
@@ -110,12 +110,11 @@ class Faults:
                 remaining = self._remaining(dataset, one)
                 killed[one] = len(remaining)
                 repeated += _written(maps_dir, remaining)
-            self._wait(set(queued) - set(killed))
             for one in killed:
                 self.service.set_failed(one)
             again = [(one, ObjectId(self.service.rerun_operation(one).id)) for one in killed]
             self.start_workers()
-            self._wait({new for _, new in again})
+            self._wait({*queued, *(new for _, new in again)})
             for old, new in again:
                 result = self._result(new)
                 repeated += result.get("done", 0) + result.get("failed", 0) - killed[old]
@@ -160,7 +159,7 @@ class Faults:
         while not condition():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"Nothing happens any more; see the workers' logs in {self.folder}.")
-            time.sleep(0.1)
+            time.sleep(0.3)  # looking costs the workers time
 
     def _remaining(self, dataset: fo.Dataset, operation: ObjectId) -> list[str]:
         """The ids of an operation's samples that are not done."""
