@@ -74,6 +74,7 @@ class Labeller:
 
     def __init__(self, settings: Settings, joint_set: JointSet, files: MapWriter | None):
         self.keypoints = settings.keypoints
+        self.all_groups = settings.all_groups
         self.joint_set = joint_set
         self.files = files
         self.maximum, self.joints = find_maps(settings.maps, joint_set)
@@ -100,7 +101,8 @@ class Labeller:
         values: dict[str, Any] = {}
         if seen.heatmaps is not None and seen.tags is not None:
             people = self._people(seen.heatmaps, seen.tags, seen.enlarged)
-            values = {"keypoints": keypoints(people, seen.warp).to_dict(), "num_people": len(people)}
+            labels = keypoints(people, seen.warp, self.all_groups)
+            values = {"keypoints": labels.to_dict(), "num_people": len(people)}
         if self.files:
             paths = self.files.write(sample_id, maps)
             # Filled in, because making 18 of FiftyOne's objects takes longer than compressing the maps.
@@ -112,7 +114,7 @@ class Labeller:
     def _people(self, heatmaps: NDArray, tags: NDArray, enlarged: NDArray | None) -> People:
         shape = (2 * heatmaps.shape[1], 2 * heatmaps.shape[2])  # of the network input
         aggregate = heatmaps if enlarged is None else enlarged
-        config = GroupingConfig(min_score=MIN_PERSON_SCORE)
+        config = GroupingConfig(min_score=0 if self.all_groups else MIN_PERSON_SCORE)
         return group(aggregate, tags, self.joint_set.grouping_order, config, shape)
 
 
@@ -126,18 +128,25 @@ def file_heatmap(path: str) -> fo.Heatmap:
     return fo.Heatmap(map_path=path)
 
 
-def keypoints(people: People, warp: Warp) -> fo.Keypoints:
-    """People as keypoints: points relative to the image with the heatmap's values, NaN where that is below 0.1."""
+def keypoints(people: People, warp: Warp, exact: bool = False) -> fo.Keypoints:
+    """People as keypoints: points relative to the image with the heatmap's values, NaN where that is below 0.1.
+
+    Args:
+        people: in pixels of the network's input
+        warp: that made it
+        exact: keep doubtful joints too, and all digits
+    """
     joints = people.joints.astype(np.float64)
     points = warp.to_image(joints[:, :, :2]) / np.array(warp.image_wh)
-    values = joints[:, :, 2]
-    absent = values < MIN_JOINT_VALUE
+    values, scores = joints[:, :, 2], people.scores.astype(np.float64)
+    absent = values == 0 if exact else values < MIN_JOINT_VALUE
     points[absent] = np.nan
     values[absent] = np.nan
-    points, values = points.round(DIGITS), values.round(DIGITS)
+    if not exact:
+        points, values, scores = points.round(DIGITS), values.round(DIGITS), scores.round(DIGITS)
     return fo.Keypoints(
         keypoints=[
-            fo.Keypoint(label="person", points=p.tolist(), confidence=v.tolist(), score=round(float(score), DIGITS))
-            for p, v, score in zip(points, values, people.scores, strict=True)
+            fo.Keypoint(label="person", points=p.tolist(), confidence=v.tolist(), score=score)
+            for p, v, score in zip(points, values, scores.tolist(), strict=True)
         ]
     )

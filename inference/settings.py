@@ -27,6 +27,7 @@ class Settings:
         checkpoint: a local file with weights for that model, instead of its own
         maps: ``"max"``, ``"joints"`` (all of them) and names of joints
         keypoints: also group the peaks into people
+        all_groups: keep every group of peaks with every joint, however doubtful, as published figures of AP have it
         storage: ``"files"`` = PNG beside the dataset; ``"memory"`` = in the database
         maps_dir: root of the files; None = ``<default_dataset_dir>/pose-heatmaps/<dataset name>``
         resolution: ``"network"`` or ``"image"``; see :func:`.maps.make_maps`
@@ -43,6 +44,7 @@ class Settings:
     checkpoint: str | None = None
     maps: tuple[str, ...] = ("max", "joints")
     keypoints: bool = True
+    all_groups: bool = False
     storage: str = "files"
     maps_dir: str | None = None
     resolution: str = "network"
@@ -93,6 +95,7 @@ class Settings:
         """What decides how the maps look, as plain values."""
         names = ("model", "checkpoint", "keypoints", "storage", "maps_dir", "resolution", "dtype", "floor")
         values = {name: getattr(self, name) for name in (*names, "input_size", "flip")}
+        values["all_groups"] = self.all_groups or None  # as in records of runs that were made before there was a choice
         return {**values, "maps": list(self.maps), "scales": list(self.scales)}
 
 

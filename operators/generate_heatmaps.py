@@ -78,6 +78,7 @@ class GenerateHeatmaps(foo.Operator):
         batch_size: int | None = None,
         num_readers: int | None = None,
         device: str | None = None,
+        all_groups: bool = False,
         skip_existing: bool = True,
         existing: str | None = None,
         shards: int = 1,
@@ -93,6 +94,7 @@ class GenerateHeatmaps(foo.Operator):
             checkpoint: a local file with weights for it; the model ``"custom"`` takes a HigherHRNet of any size
             maps: ``"max"``, ``"joints"`` (all of them) and names of joints
             keypoints: also group the joints into people
+            all_groups: keep every group of joints, however doubtful, as published figures of AP have it
             storage: ``"files"`` (PNG) or ``"memory"`` (in the database)
             maps_dir: root of the files; None = ``<default_dataset_dir>/pose-heatmaps/<dataset name>``
             resolution: ``"network"`` (half of the network's input) or ``"image"``
@@ -131,6 +133,7 @@ class GenerateHeatmaps(foo.Operator):
             checkpoint=checkpoint,
             maps=(maps,) if isinstance(maps, str) else tuple(maps),
             keypoints=keypoints,
+            all_groups=all_groups,
             storage=storage,
             maps_dir=maps_dir,
             resolution=resolution,
@@ -252,6 +255,12 @@ def _advanced_fields(ctx: foo.ExecutionContext, inputs: types.Object, bundled: b
         dtypes.add_choice("uint8", label="8 bits")
         dtypes.add_choice("float32", label="32-bit floats")
         inputs.enum("dtype", dtypes.values(), default="uint8", label="Values", view=dtypes)
+    inputs.bool(
+        "all_groups",
+        default=False,
+        label="Doubtful people",
+        description="Keep every group of joints, as published figures of AP have it; the App has more to load then",
+    )
     inputs.int("input_size", min=64, label="Input size", description="Short side of the network's input, in pixels")
     inputs.bool("flip", default=False, label="Flip test", description="Average with the mirrored image; twice the time")
     inputs.str("scales", default="1", label="Scales", description="Average over these scales, such as: 0.5, 1, 2")

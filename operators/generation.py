@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_REPORTS = 0.5
 SECONDS_BETWEEN_STATUSES = 2.0  # of a delegated operation, in the database
-ADVANCED = ("floor", "dtype", "input_size", "flip", "scales", "batch_size", "num_readers", "device")
+ADVANCED = ("floor", "dtype", "input_size", "flip", "scales", "batch_size", "num_readers", "device", "all_groups")
 
 # --- parameters: the form's, and those of a queued operation
 
@@ -57,7 +57,7 @@ def _scales(text: str) -> tuple[float, ...]:
 
 def params_of(settings: Settings, skip_existing: bool, existing: str | None) -> dict[str, Any]:
     """The inverse of :func:`settings_of`."""
-    names = ("label_field", "model", "keypoints", "storage", "resolution", "dtype", "floor", "flip")
+    names = ("label_field", "model", "keypoints", "storage", "resolution", "dtype", "floor", "flip", "all_groups")
     optional = ("input_size", "batch_size", "num_readers", "device")
     params = {name: getattr(settings, name) for name in names}
     params |= {name: getattr(settings, name) for name in optional if getattr(settings, name) is not None}

@@ -85,7 +85,7 @@ class EvaluationPanel(foo.Panel):
 
     def render(self, ctx: foo.ExecutionContext) -> types.Property:
         panel = types.Object()
-        body = view.column(panel, "body", gap=2, padding=2, **{**view.STYLE, "alignItems": "stretch"})
+        body = view.body(panel)
         key = _chosen(ctx)
         if key is None:
             view.text(body, "empty", "No run of pose heatmaps has been compared with labelled people yet.")

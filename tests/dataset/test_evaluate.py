@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from fiftyone.operators.delegated import DelegatedOperationService
 
-from benchmarks import generated
+from benchmarks import accuracy, generated
 from evaluation import evaluate, records, summary
+from inference import checkpoints, pipeline
 from inference.joints import COCO
+from inference.predictor import Predictor
+from inference.settings import Settings
 
 URI = "@pose-heatmaps/higherhrnet/evaluate_heatmaps"
 COUNT = 8
@@ -299,3 +302,38 @@ def test_what_cannot_work_is_refused_before_anything_is_written(operator, made: 
         operator(made, **{"gt_field": "people", **arguments})
     assert written(made) == []
     assert made.list_runs() == ["pose"]
+
+
+@pytest.mark.parametrize("all_groups", [False, True])
+def test_ap_is_that_of_the_accuracy_benchmark(operator, data_dir: Path, tmp_path: Path, all_groups: bool):
+    """On photos: of the people that a run stores by default, and of all groups, which is how AP is published."""
+    annotations = json.loads((data_dir / "val/person_keypoints.json").read_text())
+    annotations["images"] = annotations["images"][:24]
+    (tmp_path / "some.json").write_text(json.dumps(annotations))
+    photos = fo.Dataset.from_dir(
+        dataset_type=fo.types.COCODetectionDataset,
+        data_path=str(data_dir / "val/images"),
+        labels_path=str(tmp_path / "some.json"),
+        label_types="keypoints",
+        include_id=True,
+        label_field="people",
+        progress=False,
+    )
+    settings = Settings(maps_dir=str(tmp_path / "maps"), all_groups=all_groups)
+    pipeline.run(photos, settings, progress=False)
+    results = operator(photos, gt_field="people_keypoints", annotations=tmp_path / "some.json").results
+
+    model = checkpoints.load(settings.model)
+    predictor = Predictor(model.network, model.entry.joint_set.flip, model.entry.input_size)
+    images, order = data_dir / "val/images", model.entry.joint_set.grouping_order
+    figures = accuracy.measure(predictor, order, images, accuracy.COCO(str(tmp_path / "some.json")), None)
+    names = {"ap": "ap", "ap50": "ap50", "ar": "ar"}
+    if not all_groups:
+        names = {f"stored_{name}": name for name in results["figures"]}
+    assert results["images_for_ap"] == len(photos) == 24
+    assert results["annotations_found_by"] == {"coco_id": 24}
+    assert results["joints_named_by"] == "the annotations"
+    assert 0 < results["figures"]["ap"] < 1
+    for published, ours in names.items():
+        assert results["figures"][ours] == pytest.approx(figures[published], abs=1e-6), ours
+    photos.delete()
