@@ -195,11 +195,10 @@ def _changes(dataset: fo.Dataset, settings: Settings, sources: Sources) -> list[
     record = records.read_record(dataset, settings.key)
     if record is None:
         return []
-    return [
-        f"{name} (was {record.settings.get(name)!r}, now {value!r})"
-        for name, value in _recorded(dataset, settings, sources).items()
-        if record.settings.get(name) != value
-    ]
+    old, now = record.settings, _recorded(dataset, settings, sources)
+    changed = [name for name in now if name != "annotations" and old.get(name) != now[name]]  # a file may move
+    named = ["annotations" if name == "annotations_sha256" else name for name in changed]
+    return [f"{name} (was {old.get(name)!r}, now {now[name]!r})" for name in named]
 
 
 def evaluate(

@@ -36,7 +36,7 @@ def label_names(dataset: fo.Dataset, field: str, annotated: Sequence[str] = ()) 
     count = len(first[0][0]) if first else 0
     for joint_set in joints.JOINT_SETS.values():
         if count == len(joint_set):
-            return joint_set.joints, f"their number, as {joint_set.name}"
+            return joint_set.joints, f"{joint_set.name}, which has as many joints"
     raise ValueError(
         f"The joints of '{field}' have no names. Give the field its skeleton: "
         f"dataset.skeletons['{field}'] = fo.KeypointSkeleton(labels=[...], edges=[]); dataset.save()."

@@ -22,7 +22,7 @@ FROM_ANNOTATIONS, FROM_ATTRIBUTES, ESTIMATED = "annotations", "attributes", "est
 SOURCES = (FROM_ANNOTATIONS, FROM_ATTRIBUTES, ESTIMATED)
 BY_ID, BY_NAME = "coco_id", "file name"
 SAME = 3.0  # pixels between an annotation and the keypoints made of it, on average: rounding, no more
-# Medians over COCO's people: the area of a person is 0.53 of the box around it, 0.9 of the box around 7 and more of its
+# Medians over COCO val2017: the area of a person is 0.53 of the box around it, 0.9 of the box around 7 and more of its
 # joints, and a third of that box made square.
 OF_BOX, OF_JOINTS, OF_SQUARE = 0.53, 0.9, 0.33
 OF_IMAGE = 0.02  # where one joint alone is labelled

@@ -197,7 +197,7 @@ def _joint_choices(ctx: foo.ExecutionContext, inputs: types.Object, settings: Se
     names, named_by = _names(ctx.dataset, settings)
     matched = skeletons.match_names(names, known)
     if named_by != skeletons.BY_SKELETON:
-        forms.warn(inputs, "names", f"The labels have no skeleton: the names of their joints are those of {named_by}.")
+        forms.warn(inputs, "names", f"The labels have no skeleton: the names of their joints come from {named_by}.")
     for number, name in enumerate(names):
         if name in matched:
             continue

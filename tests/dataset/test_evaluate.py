@@ -236,7 +236,7 @@ def test_joints_are_compared_by_name_or_as_mapped(operator, made: fo.Dataset):
 def test_without_a_skeleton_the_number_of_joints_tells(operator, made: fo.Dataset):
     del made.skeletons["people"]
     made.save()
-    assert operator(made, gt_field="people").results["joints_named_by"] == "their number, as coco-17"
+    assert operator(made, gt_field="people").results["joints_named_by"] == "coco-17, which has as many joints"
 
 
 # --- again, elsewhere, and away
