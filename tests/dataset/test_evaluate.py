@@ -325,8 +325,8 @@ def test_ap_is_that_of_the_accuracy_benchmark(operator, data_dir: Path, tmp_path
 
     model = checkpoints.load(settings.model)
     predictor = Predictor(model.network, model.entry.joint_set.flip, model.entry.input_size)
-    images, order = data_dir / "val/images", model.entry.joint_set.grouping_order
-    figures = accuracy.measure(predictor, order, images, accuracy.COCO(str(tmp_path / "some.json")), None)
+    truth = accuracy.COCO(str(tmp_path / "some.json"))
+    figures = accuracy.measure(predictor, model.entry.joint_set, data_dir / "val/images", truth, None)
     names = {"ap": "ap", "ap50": "ap50", "ar": "ar"}
     if not all_groups:
         names = {f"stored_{name}": name for name in results["figures"]}
