@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import maximum
 from scipy.special import entr
 
 Array = NDArray[np.floating]
@@ -96,11 +95,11 @@ def peaks(values: Array, threshold: float) -> Array:
     A plateau is one peak, at its centre.
     """
     highest = cv2.dilate(values, np.ones((WINDOW, WINDOW), np.uint8))
-    tops = ((values >= threshold) & (values == highest)).astype(np.uint8)
-    count, labels, _, centers = cv2.connectedComponentsWithStats(tops, connectivity=8)
-    own = np.arange(1, count)  # 0 is the background
-    places = (centers[own] + 0.5) / values.shape[::-1]
-    return np.column_stack([places, maximum(values, labels, own)])
+    tops = (values >= threshold) & (values == highest)
+    count, labels, _, centers = cv2.connectedComponentsWithStats(tops.astype(np.uint8), connectivity=8)
+    heights = np.zeros(count)
+    np.maximum.at(heights, labels[tops], values[tops])
+    return np.column_stack([(centers + 0.5) / values.shape[::-1], heights])[1:]  # the first is the background
 
 
 def jensen_shannon(first: Array, second: Array) -> float:
@@ -117,7 +116,7 @@ def resampled(values: Array, size: tuple[int, ...]) -> NDArray[np.float64]:
 
 
 class _PeopleSizes:
-    """The size of whoever is nearest to a place: the side of a square with the diagonal of the box around her joints.
+    """The size of whoever is nearest to a place: the side of a square with the diagonal of the box around their joints.
 
     Args:
         people: (P, K', 2) places relative to the image, NaN where absent

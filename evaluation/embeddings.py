@@ -24,7 +24,7 @@ GRID = 8  # cells across and down
 REACH = 2.5  # spreads from the centre to the edge of the grid
 BLUR = 0.6  # cells: standard deviation of the Gaussian that averages around a cell
 SMALLEST = 0.02  # of the image's size: spreads are taken for at least as large
-WINDOW = 0.25  # of a person's size: standard deviation of the window around each of her joints
+WINDOW = 0.25  # of a person's size: standard deviation of the window around each of their joints
 FAINTEST = 0.05  # a map that never gets higher shows nothing
 
 
@@ -78,29 +78,33 @@ def pool(maps: Array, x: float, y: float, spread: float) -> Array:
 
     def weights(count: int, center: float) -> Array:
         apart = (np.arange(count) + 0.5 - center) / spread - places[:, None]
-        return np.exp(-((apart / (BLUR * cell)) ** 2) / 2) / spread
+        return (np.exp(-((apart / (BLUR * cell)) ** 2) / 2) / spread).astype(np.float32)
 
     down, across = weights(maps.shape[1], y), weights(maps.shape[2], x)
     return down @ maps @ across.T
 
 
 def person_maps(maps: Array, points: Array) -> Array:
-    """What of the maps belongs to a person: seen through a window around each of her joints.
+    """What of the maps belongs to a person: seen through a window around each of their joints.
 
     Args:
         maps: (K, h, w)
-        points: (K, 2) places of her joints relative to the image, NaN where absent
+        points: (K, 2) places of their joints relative to the image, NaN where absent
 
     Returns:
-        (K, h, w), 0 where she has no such joint
+        (K, h, w), 0 where they have no such joint
     """
     height, width = maps.shape[1:]
     places = points * (width, height)
     sides = np.nanmax(places, axis=0) - np.nanmin(places, axis=0)
     size = max(float(np.hypot(*sides)) / np.sqrt(2), SMALLEST * np.sqrt(height * width))
-    across = np.exp(-(((np.arange(width) + 0.5 - places[:, :1]) / (WINDOW * size)) ** 2) / 2)
-    down = np.exp(-(((np.arange(height) + 0.5 - places[:, 1:]) / (WINDOW * size)) ** 2) / 2)
-    return maps * np.nan_to_num(down[:, :, None] * across[:, None, :])
+
+    def windows(count: int, centers: Array) -> NDArray[np.float32]:
+        apart = (np.arange(count) + 0.5 - centers[:, None]) / (WINDOW * size)
+        return np.nan_to_num(np.exp(-(apart**2) / 2)).astype(np.float32)
+
+    across, down = windows(width, places[:, 0]), windows(height, places[:, 1])
+    return maps * down[:, :, None] * across[:, None, :]
 
 
 def person_box(points: Array) -> list[float] | None:

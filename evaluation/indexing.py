@@ -1,7 +1,7 @@
 """An index of poses: embeddings of samples and of people, handed to FiftyOne Brain.
 
 An index is known by its key: it writes ``<key>_embedding`` to samples and ``<key>_people`` (a detection for each
-person, with an embedding of her own). All that is done with embeddings is FiftyOne Brain's.
+person, with an embedding of their own). All that is done with embeddings is FiftyOne Brain's.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
         description=f"Name of the index, and what its fields begin with; empty: {label_field}_poses",
     )
     if has_people:
-        inputs.bool("people", default=True, label="People", description="Also index every person by herself")
+        inputs.bool("people", default=True, label="People", description="Also index every person")
     maps = types.RadioGroup(orientation="horizontal")
     maps.add_choice("pca", label="PCA")
     maps.add_choice("umap", label="UMAP (needs umap-learn)")

@@ -45,7 +45,7 @@ def test_peaks_are_compared_with_the_nearest_not_the_highest():
     assert disagreement(first[None], second[None]).distance[0] == 0
 
 
-def test_a_person_that_only_one_run_sees_counts_by_her_value():
+def test_a_person_that_only_one_run_sees_counts_by_its_value():
     alone, both = blob(0.2, 0.4, 0.8), blob(0.2, 0.4, 0.8) + blob(0.8, 0.4, 0.4)
     assert disagreement(alone[None], both[None], PERSON).distance[0] == pytest.approx(0.4 / 2.0, abs=0.01)
 
