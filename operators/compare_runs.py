@@ -48,7 +48,7 @@ class CompareRuns(foo.Operator):
         return _run_delegated(ctx, steps) if ctx.delegated else _run_in_app(ctx, steps)
 
     def resolve_output(self, ctx: foo.ExecutionContext) -> types.Property:
-        return _outputs()
+        return _outputs(bool((ctx.results or {}).get("failures")))
 
     def __call__(
         self,
@@ -170,7 +170,7 @@ def _run_in_app(ctx: foo.ExecutionContext, steps: Iterator[Progress]) -> Iterato
             )
     yield ctx.ops.reload_dataset()
     yield ctx.ops.notify(state.summary(), variant="warning" if state.failed else "success")
-    yield ctx.ops.show_output(_outputs().to_json(), _result(state))
+    yield ctx.ops.show_output(_outputs(bool(state.failures)).to_json(), _result(state))
 
 
 def _run_delegated(ctx: foo.ExecutionContext, steps: Iterator[Progress]) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _outputs() -> types.Property:
+def _outputs(failures: bool) -> types.Property:
     outputs = types.Object()
     outputs.str("summary", label="Result")
     table = types.TableView()
@@ -212,8 +212,9 @@ def _outputs() -> types.Property:
     table.add_column("divergence", label="Divergence of maps")
     table.add_column("samples", label="Images with it")
     outputs.list("joints", types.Object(), label="Disagreement by joint, largest first", view=table)
-    failures = types.TableView()
-    failures.add_column("file", label="File")
-    failures.add_column("reason", label="What to know")
-    outputs.list("failures", types.Object(), label="Images with a problem", view=failures)
+    if failures:
+        problems = types.TableView()
+        problems.add_column("file", label="File")
+        problems.add_column("reason", label="What to know")
+        outputs.list("failures", types.Object(), label="Images with a problem", view=problems)
     return types.Property(outputs, view=types.View(label="Comparison of pose heatmaps"))
