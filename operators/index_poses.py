@@ -48,7 +48,7 @@ class IndexPoses(foo.Operator):
         return _run_delegated(ctx, steps) if ctx.delegated else _run_in_app(ctx, steps)
 
     def resolve_output(self, ctx: foo.ExecutionContext) -> types.Property:
-        return _outputs()
+        return _outputs(bool((ctx.results or {}).get("failures")))
 
     def __call__(
         self,
@@ -206,8 +206,7 @@ def _run_in_app(ctx: foo.ExecutionContext, steps: Iterator[Progress]) -> Iterato
             yield ctx.ops.set_progress(**_progress(state))
     yield ctx.ops.reload_dataset()
     yield ctx.ops.notify(state.summary(), variant="warning" if state.failed else "success")
-    if state.failed:
-        yield ctx.ops.show_output(_outputs().to_json(), _result(state))
+    yield ctx.ops.show_output(_outputs(bool(state.failures)).to_json(), _result(state))
 
 
 def _run_delegated(ctx: foo.ExecutionContext, steps: Iterator[Progress]) -> dict[str, Any]:
@@ -231,12 +230,13 @@ def _result(state: Progress) -> dict[str, Any]:
     }
 
 
-def _outputs() -> types.Property:
+def _outputs(failures: bool) -> types.Property:
     outputs = types.Object()
     outputs.str("summary", label="Result")
     outputs.str("brain_keys", label="Brain runs")
-    table = types.TableView()
-    table.add_column("file", label="File")
-    table.add_column("reason", label="What to know")
-    outputs.list("failures", types.Object(), label="Images with a problem", view=table)
+    if failures:
+        problems = types.TableView()
+        problems.add_column("file", label="File")
+        problems.add_column("reason", label="What to know")
+        outputs.list("failures", types.Object(), label="Images with a problem", view=problems)
     return types.Property(outputs, view=types.View(label="Index of poses"))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import cv2
 import fiftyone as fo
+import fiftyone.operators as foo
 import pytest
 
 from benchmarks.browser import App
@@ -41,14 +42,20 @@ def test_a_run_is_compared_with_itself_mirrored(posed: fo.Dataset, app: App):
     assert posed.count("pose_vs_flip_divergence") == 5
 
 
-def test_similar_poses_are_found_from_the_grid(posed: fo.Dataset, app: App):
+def test_poses_are_indexed_from_the_form(posed: fo.Dataset, app: App):
     app.open(posed.name)
     form = app.prompt("Index poses")
     form.get_by_text("5 images. Then select one").wait_for()
     form.get_by_role("button", name="Execute").click()
     app.page.get_by_text("can be searched by pose").first.wait_for(timeout=120_000)
-    app.settle()
+    app.page.get_by_text("Brain runs").wait_for(timeout=60_000)
+    posed.reload()
+    assert set(posed.list_brain_runs()) >= {"pose_poses", "pose_poses_people"}
 
+
+def test_similar_poses_are_found_from_the_grid(posed: fo.Dataset, app: App):
+    foo.get_operator("@pose-heatmaps/higherhrnet/index_poses")(posed, progress=False)
+    app.open(posed.name)
     app.page.locator('[data-cy="looker"]').first.hover()  # shows the checkbox
     app.page.locator('[title^="Click to select sample"]').first.click()
     app.page.locator('[data-cy="action-manage-selected"]').get_by_text("1").wait_for()
