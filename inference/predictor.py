@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -126,8 +127,7 @@ class Predictor:
         if len({image.shape for image in batch}) != 1:
             raise ValueError("The images of a batch must have network inputs of one shape.")
         width, height = batch[0].warp.input_wh
-        per_scale = (self._at_scale(batch, index) for index in range(len(self.scales)))
-        merged = merge_scales(per_scale, len(self.scales), self.base, (height, width))
+        merged = merge_scales(partial(self._at_scale, batch), len(self.scales), self.base, (height, width))
         enlarged = None if merged.enlarged is None else self.calibration.apply(merged.enlarged)
         return Prediction(self.calibration.apply(merged.heatmaps), enlarged, merged.tags)
 
@@ -174,19 +174,20 @@ def merge_stages(outputs: list[Tensor], mirrored: list[Tensor] | None, flip: Ten
 
 
 def merge_scales(
-    per_scale: Iterable[tuple[Tensor, Tensor]], count: int, base: int, shape: tuple[int, int]
+    at_scale: Callable[[int], tuple[Tensor, Tensor]], count: int, base: int, shape: tuple[int, int]
 ) -> Prediction:
     """Average the heatmaps of all scales in the frame of the base input.
 
     Args:
-        per_scale: (heatmaps, tags) per scale, from :func:`merge_stages`; each is asked for when the one before is
-            added up, so that only one is held at a time
+        at_scale: makes (heatmaps, tags) of a scale, as :func:`merge_stages`; is called once for each, when the maps of
+            the one before are added up and gone
         count: number of scales
         base: which of them has the frame and the tags
         shape: (H, W) of the base input
     """
     sums: list[Tensor] = []
-    for index, (heatmaps, tags) in enumerate(per_scale):
+    for index in range(count):
+        heatmaps, tags = at_scale(index)
         if count == 1:
             return Prediction(heatmaps, None, tags)
         if index == base:
@@ -195,6 +196,7 @@ def merge_scales(
             if index == 0:
                 sums.append(torch.zeros(*heatmaps.shape[:2], *size, device=heatmaps.device))
             sums[number] += F.interpolate(heatmaps, size=size, mode="bilinear", align_corners=False)
+        del heatmaps, tags
     half, full = (total.div_(count) for total in sums)
     return Prediction(half, full, base_tags)
 

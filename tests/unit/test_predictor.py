@@ -1,5 +1,6 @@
 """Running the network: folding, precision, flip test, scales."""
 
+import weakref
 from dataclasses import replace
 
 import cv2
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from inference import checkpoints
 from inference.joints import COCO
-from inference.predictor import Predictor, PreparedImage, for_inference
+from inference.predictor import Predictor, PreparedImage, for_inference, merge_scales
 
 SIZE = 128
 
@@ -94,6 +95,23 @@ def test_scales_are_averaged_in_the_frame_of_scale_one(bundled, photo, flip: boo
     mean = sum(functional.interpolate(one.heatmaps, size=(128, 256), mode="bilinear") for one in each) / 3
     torch.testing.assert_close(seen.enlarged, mean, atol=1e-4, rtol=0)
     torch.testing.assert_close(seen.tags, each[1].tags, atol=1e-3, rtol=0)
+
+
+def test_of_several_scales_only_one_is_held():
+    """But for the tags of scale one."""
+    alive: list[weakref.ref] = []
+
+    def at_scale(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        assert [reference() is not None for reference in alive].count(True) <= (1 if index > 1 else 0)
+        size = (32 * 2**index, 16 * 2**index)
+        heatmaps, tags = torch.rand(2, 17, *size), torch.rand(2, 17, *size, 1)
+        alive.extend((weakref.ref(heatmaps), weakref.ref(tags)))
+        return heatmaps, tags
+
+    merged = merge_scales(at_scale, 4, base=1, shape=(128, 64))
+    assert len(alive) == 8
+    assert merged.enlarged.shape == (2, 17, 128, 64)
+    assert merged.tags is alive[3]()
 
 
 def test_wrong_settings_are_refused_in_a_sentence(bundled, photo):
