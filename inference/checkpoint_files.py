@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .calibration import Calibration
@@ -191,10 +191,7 @@ def write(path: Path, file: CheckpointFile, half: bool, metadata: dict[str, str]
     partial = path.with_name(f"{path.name}.partial")
     made = {MADE_FROM: file_sha256(file.path), EXACT: str(exact).lower()}
     made |= {CALIBRATION: file.metadata[CALIBRATION]} if CALIBRATION in file.metadata else {}
-    try:
-        save_file(state, partial, {"format": "pt", **metadata, **made})
-    except SafetensorError as error:  # of a full disk, say
-        raise OSError(str(error)) from error
+    partial.write_bytes(save(state, {"format": "pt", **metadata, **made}))  # save_file() would keep others from reading
     partial.replace(path)
     return exact
 

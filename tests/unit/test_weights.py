@@ -84,7 +84,9 @@ def test_weights_are_fetched_on_first_use_and_kept_small(
         "tiny.safetensors",
         "tiny.safetensors.json",
     ]
-    assert (folder / "tiny.safetensors").stat().st_size < len(server.data)
+    kept = (folder / "tiny.safetensors").stat()
+    assert kept.st_size < len(server.data)
+    assert kept.st_mode == (folder / "tiny.safetensors.json").stat().st_mode, "who shares the zoo can read it"
     assert weights.fetch_size(entry) == 0
     assert checkpoints.load("tiny").sha256 == sha256
     assert len(server.requests) == 1, "the second use fetches nothing"
