@@ -1,7 +1,8 @@
 """The README's table of models: `python -m benchmarks.models`.
 
 Parameters and GFLOPs (as the papers count them: multiply-adds of the convolutions, for one square input of the model's
-size) come from the network itself, as do the milliseconds of one forward pass of one image on this machine.
+size) come from the network itself, as do the milliseconds of one forward pass of one image on this machine: on a CPU
+those of one core's own time, so that other work does not count.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from inference.network import HigherHRNet, NetworkConfig
 from inference.predictor import best_precision, choose_device, for_inference
 from inference.weights import count_parameters
 
-from .network import rate
+from .network import cpu_seconds, rate
 from .parity import golden_network
 
 
@@ -34,7 +35,7 @@ def gflops(config: NetworkConfig, size: int) -> float:
 
 @functools.cache
 def milliseconds(config: NetworkConfig, size: int, device: torch.device) -> float:
-    """Of one image, as the plugin runs the network here; the best of three rounds."""
+    """Of one image, as the plugin runs the network here; the best of several calls."""
     network = for_inference(golden_network(config), best_precision(device)).to(device)
     image = torch.zeros(1, 3, size, size, dtype=best_precision(device), device=device)
     image = image.contiguous(memory_format=torch.channels_last)
@@ -43,8 +44,7 @@ def milliseconds(config: NetworkConfig, size: int, device: torch.device) -> floa
         with torch.inference_mode():
             network(image)
 
-    call()
-    return 1000 / max(rate(call, 1, device) for _ in range(3))
+    return 1000 * (cpu_seconds(call, 1) if device.type == "cpu" else 1 / max(rate(call, 1, device) for _ in range(3)))
 
 
 def how(entry: ModelEntry) -> str:
@@ -59,7 +59,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one flat JSON object on the last line")
     arguments = parser.parse_args()
     device = choose_device(arguments.device)
-    print("| model | parameters | GFLOPs | ms here | reported AP | licence | how to get it |")
+    ms_column = "ms, one core" if device.type == "cpu" else "ms"
+    print(f"| model | parameters | GFLOPs | {ms_column} | reported AP | licence | how to get it |")
     print("|---|---|---|---|---|---|---|")
     results: dict[str, float] = {}
     for entry in checkpoints.MODELS.values():
@@ -71,7 +72,7 @@ def main() -> None:
         terms = "[model card](assets/MODEL_CARD.md)" if entry.bundled else entry.license
         reported = entry.reported_ap or "see below"
         print(
-            f"| `{entry.name}` | {parameters:.1f} M | {flops:.0f} | {ms:.0f} | {reported} | {terms} | {how(entry)} |",
+            f"| `{entry.name}` | {parameters:.1f} M | {flops:.3g} | {ms:.0f} | {reported} | {terms} | {how(entry)} |",
             flush=True,
         )
         results |= {f"{entry.name}.parameters": parameters, f"{entry.name}.gflops": flops, f"{entry.name}.ms": ms}
