@@ -225,15 +225,16 @@ def process(
     runs.declare(dataset, fields)
     records.save_record(dataset, records.Record(key, KIND, tuple(fields), settings=settings))
     yield state
-    # Never more than was counted: a view that filters by what this writes changes while it is read.
+    # Never more than was counted: a view that filters by what this writes changes while it is read. A batch keeps what
+    # is written, not the maps.
     pairs = itertools.islice(pairs, state.total)
-    while batch := list(itertools.islice(pairs, BATCH)):
-        views.bulk_write(dataset, [_update(pair, key, joints, fields) for pair in batch])
-        for pair in batch:
-            state.done += pair.problem is None
-            state.failed += pair.problem is not None
-            if pair.problem and len(state.failures) < MAX_LISTED:
-                state.failures.append((pair.filepath, pair.problem))
+    compared = ((_update(pair, key, joints, fields), pair.filepath, pair.problem) for pair in pairs)
+    while batch := list(itertools.islice(compared, BATCH)):
+        views.bulk_write(dataset, [update for update, _, _ in batch])
+        failures = [(filepath, problem) for _, filepath, problem in batch if problem]
+        state.done += len(batch) - len(failures)
+        state.failed += len(failures)
+        state.failures += failures[: MAX_LISTED - len(state.failures)]
         state.seconds = time.monotonic() - started
         yield state
     state.results = results(dataset, key, joints)

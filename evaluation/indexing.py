@@ -263,13 +263,13 @@ def _embed(
 
     maps = read_maps(todo, choices.label_field, joints, [keypoints] if choices.people else [], num_readers, report)
     embedder = _Embedder(dataset, choices, joints)
+    embedded = (_update(sample.sample_id, embedder.document(sample)) for sample in maps)
     more = True
     while more:
-        batch = list(itertools.islice(maps, BATCH))
+        batch = list(itertools.islice(embedded, BATCH))
         more = len(batch) == BATCH
-        documents = {sample.sample_id: embedder.document(sample) for sample in batch}
-        documents |= {sample_id: embedder.nothing(problem) for sample_id, _, problem in failed}
-        views.bulk_write(dataset, [_update(sample_id, values) for sample_id, values in documents.items()])
+        missing = [_update(sample_id, embedder.nothing(problem)) for sample_id, _, problem in failed]
+        views.bulk_write(dataset, batch + missing)
         state.done += len(batch)
         state.failed += len(failed)
         state.failures += [(path, problem) for _, path, problem in failed][: MAX_LISTED - len(state.failures)]

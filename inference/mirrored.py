@@ -91,7 +91,7 @@ def look(
             sample_id, filepath, future = reading.popleft()
             try:
                 image = future.result()
-            except ValueError as error:
+            except Exception as error:
                 yield PlainAndMirrored(sample_id, filepath, problem=str(error))
                 continue
             same = waiting.setdefault(image.shape, [])
@@ -114,7 +114,25 @@ def _read(predictor: Predictor, filepath: str) -> PreparedImage:
 def _run(
     batch: list[tuple[str, str, PreparedImage]], predictor: Predictor, joint_set: JointSet, joints: Sequence[str]
 ) -> Iterator[PlainAndMirrored]:
-    images = [image for _, _, image in batch]
+    """Run a batch; where it fails (out of memory, say), run its images one by one."""
+    try:
+        pairs = _maps([image for _, _, image in batch], predictor, joint_set, joints)
+    except RuntimeError as error:
+        if len(batch) > 1:
+            for item in batch:
+                yield from _run([item], predictor, joint_set, joints)
+            return
+        (sample_id, filepath, _), reason = batch[0], str(error).splitlines()[0]
+        yield PlainAndMirrored(sample_id, filepath, problem=f"The network failed on it: {reason}")
+        return
+    for (sample_id, filepath, _), (plain, mirrored) in zip(batch, pairs, strict=True):
+        yield PlainAndMirrored(sample_id, filepath, plain, mirrored)
+
+
+def _maps(
+    images: list[PreparedImage], predictor: Predictor, joint_set: JointSet, joints: Sequence[str]
+) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """For each image the maps (K, h, w) of what the network sees in it, and in its mirror image."""
     warps = [image.warp for image in images]
     # The network's input is mirrored, as in the flip test: turned back, the heatmaps lie exactly on the plain ones.
     mirror_images = [replace(i, inputs=[np.ascontiguousarray(x[:, ::-1]) for x in i.inputs]) for i in images]
@@ -123,8 +141,5 @@ def _run(
     mirrored = predictor.predict(mirror_images)
     turned = Prediction(mirrored.heatmaps.flip(3)[:, order], None, mirrored.tags)
     plain = Prediction(predictor.predict(images).heatmaps, None, mirrored.tags)
-    pairs = [make_maps(prediction, warps, "network", "float32") for prediction in (plain, turned)]
-    for (sample_id, filepath, _), one, other in zip(batch, *pairs, strict=True):
-        assert one.joints is not None
-        assert other.joints is not None
-        yield PlainAndMirrored(sample_id, filepath, one.joints[channels], other.joints[channels])
+    seen = [make_maps(prediction, warps, "network", "float32") for prediction in (plain, turned)]
+    return [tuple(maps.joints[channels] for maps in pair) for pair in zip(*seen, strict=True)]

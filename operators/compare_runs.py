@@ -43,7 +43,11 @@ class CompareRuns(foo.Operator):
         from ..evaluation import comparison
 
         steps = comparison.process(
-            ctx.target_view(), *_choices(ctx.params), skip_existing=ctx.params.get("skip_existing", True)
+            ctx.target_view(),
+            *_choices(ctx.params),
+            skip_existing=ctx.params.get("skip_existing", True),
+            num_readers=ctx.params.get("num_readers"),
+            device=ctx.params.get("device"),
         )
         return _run_delegated(ctx, steps) if ctx.delegated else _run_in_app(ctx, steps)
 
@@ -103,7 +107,13 @@ class CompareRuns(foo.Operator):
         return foo.execute_operator(
             self.uri,
             {"view": sample_collection.view()},
-            params={**params, "compare_key": chosen[2], "skip_existing": skip_existing},
+            params={
+                **params,
+                "compare_key": chosen[2],
+                "skip_existing": skip_existing,
+                "num_readers": num_readers,
+                "device": device,
+            },
             request_delegation=True,
         )
 

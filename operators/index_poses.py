@@ -43,7 +43,10 @@ class IndexPoses(foo.Operator):
         from ..evaluation import indexing
 
         steps = indexing.process(
-            ctx.target_view(), _choices(ctx.params), skip_existing=ctx.params.get("skip_existing", True)
+            ctx.target_view(),
+            _choices(ctx.params),
+            skip_existing=ctx.params.get("skip_existing", True),
+            num_readers=ctx.params.get("num_readers"),
         )
         return _run_delegated(ctx, steps) if ctx.delegated else _run_in_app(ctx, steps)
 
@@ -115,7 +118,7 @@ class IndexPoses(foo.Operator):
         return foo.execute_operator(
             self.uri,
             {"view": sample_collection.view()},
-            params={**given, "skip_existing": skip_existing},
+            params={**given, "skip_existing": skip_existing, "num_readers": num_readers},
             request_delegation=True,
         )
 

@@ -13,7 +13,7 @@ from inference import pipeline
 
 @pytest.fixture
 def posed(dataset, photos: Path, tmp_path: Path) -> fo.Dataset:
-    """A person, her mirror image, her smaller, another person, and a cat."""
+    """A person, another one, a cat, and the first person smaller and mirrored."""
     astronaut = cv2.imread(str(photos / "astronaut.jpg"))
     folder = tmp_path / "photos"
     folder.mkdir()

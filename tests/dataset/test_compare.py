@@ -167,7 +167,7 @@ def test_it_runs_delegated(compare, two: fo.Dataset):
 @pytest.fixture
 def posed(dataset: Callable, photos: Path, tmp_path: Path) -> fo.Dataset:
     made = dataset(photos)
-    pipeline.run(made, pipeline.Settings("pose", maps_dir=str(tmp_path / "maps"), input_size=128), progress=False)
+    pipeline.run(made, pipeline.Settings("pose", maps_dir=str(tmp_path / "maps")), progress=False)
     return made
 
 

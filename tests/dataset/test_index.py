@@ -186,7 +186,7 @@ def test_it_runs_delegated(index, posed: fo.Dataset):
 
 def test_it_takes_what_a_real_run_wrote(index, dataset: Callable, photos: Path, tmp_path: Path):
     made = dataset(photos)
-    pipeline.run(made, pipeline.Settings("pose", maps_dir=str(tmp_path / "maps"), input_size=128), progress=False)
+    pipeline.run(made, pipeline.Settings("pose", maps_dir=str(tmp_path / "maps")), progress=False)
     state = index(made, progress=False)
     assert (state.done, state.failed) == (6, 0)
     assert len(made.first().pose_poses_embedding) == 17 * 64
