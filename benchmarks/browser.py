@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from playwright.sync_api import Locator, Page, Response, sync_playwright
+from playwright.sync_api import Locator, Page, Response, TimeoutError, sync_playwright
 
 from .database import free_port
 
@@ -139,6 +139,49 @@ class App:
     def pixels(self, selector: str = '[data-cy="looker"]', index: int = 0) -> bytes:
         """A PNG of one element: of the grid's first image unless told otherwise."""
         return self.page.locator(selector).nth(index).screenshot()
+
+    def open_panel(self, name: str, label: str = "Pose heatmaps") -> None:
+        """Open a panel beside the grid, or in the open sample beside it, unless it is there."""
+        content = self.page.locator(f'[data-cy="panel-content-{name}"]')
+        if not content.count():
+            surface = self.page.locator('[data-cy="modal"]') if name.endswith("_sample") else self.page
+            tab = self.page.locator(f'[data-cy="panel-tab-{name}"]')
+            if not tab.count():
+                surface.locator('[data-cy="new-panel-btn"]').first.click()
+                self.page.get_by_text(label, exact=True).last.click()
+            else:
+                tab.click()
+            content.wait_for(timeout=90_000)
+        split = self.page.locator('[data-cy="modal"] [title="Split horizontally"]')
+        if name.endswith("_sample") and split.count():
+            split.first.click()
+        content.locator("button").first.wait_for(timeout=90_000)
+        self.settle()
+
+    def button(self, label: str) -> Locator:
+        """A button of a panel, by what a screen reader would say."""
+        return self.page.locator(f'button[aria-label="{label}"]:visible').first
+
+    def press(self, label: str) -> None:
+        """Click a panel's button and wait for what the App fetches then."""
+        self.button(label).click(timeout=90_000)
+        self.settle()
+
+    def lit(self) -> set[str]:
+        """The panel's buttons that are on."""
+        return set(
+            self.page.locator('button[aria-pressed="true"]:visible').evaluate_all("all => all.map(b => b.ariaLabel)")
+        )
+
+    def open_sample(self, index: int) -> None:
+        """Open a photo of the grid. A click on one that is still being painted is lost."""
+        modal = self.page.locator('[data-cy="modal"]')
+        for _ in range(10):
+            self.page.locator('[data-cy="looker"]').nth(index).click()
+            with contextlib.suppress(TimeoutError):
+                modal.wait_for(timeout=8_000)
+                break
+        self.settle()
 
     def prompt(self, label: str) -> Locator:
         """Open an operator's form through the operator browser; returns the form."""

@@ -89,7 +89,6 @@ class HeatmapsPanel(Controls):
             "found", {"find": [name, index], "view": finds.stages(found._serialize()), "former": former}
         )
         ctx.request_params.update(view=found._serialize(), view_name=None)
-        ctx._view = None
         ctx.ops.set_view(view=found)
 
     def back(self, ctx: foo.ExecutionContext) -> None:
@@ -121,7 +120,7 @@ class HeatmapsPanel(Controls):
 
     def _count(self, ctx: foo.ExecutionContext, anew: bool = False) -> None:
         """How many samples of the view have the run's maps: asked of the database only when that may have changed."""
-        run = self.chosen(ctx, state.find_runs(ctx.dataset))
+        run = self.chosen(ctx, state.find_runs(ctx.dataset)) if ctx.dataset is not None else None
         if run is None:
             return
         request = ctx.request_params

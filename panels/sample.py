@@ -10,6 +10,7 @@ import fiftyone.operators.types as types
 import numpy as np
 from bson import ObjectId
 
+from ..inference.runs import DONE
 from . import overlay, state, view
 from .controls import Controls
 from .state import Run
@@ -114,7 +115,7 @@ class SampleHeatmapsPanel(Controls):
         ctx.panel.set_state(
             "seen",
             {
-                "sample": ctx.current_sample,
+                "maximum": bool(document.get(run.maximum or "")),
                 "peaks": overlay.peaks(document, run),
                 "people": _people(document, run),
                 "status": document.get(run.others.get("status", "")),
@@ -165,8 +166,11 @@ class SampleHeatmapsPanel(Controls):
                 body.obj("watch", view=watch)
             colors = state.field_colors(ctx.dataset)
             self.draw_controls(ctx, body, run, runs, colors)
-            self._render_picture(ctx, body, run, runs)
-            if seen:
+            if seen and all(peak is None for peak in seen["peaks"].values()) and not seen["maximum"]:
+                why = "" if seen["status"] in (None, DONE) else f" {seen['status']}"
+                view.text(body, "no_maps", f"This sample has no maps of the run '{run.label_field}'.{why}")
+            elif seen:
+                self._render_picture(ctx, body, run, runs)
                 shown = state.shown_joints(run, self.shown_fields(ctx))
                 self._render_peaks(body, run, seen["peaks"], shown, colors)
                 _render_people(body, run, seen["people"], shown)
@@ -181,9 +185,11 @@ class SampleHeatmapsPanel(Controls):
         if others:
             line = view.row(body, "comparison")
             view.caption(line, "with", "Beside it")
-            view.button(line, "alone", "Nothing", self.compare, on=beside not in others, params={"run": None})
+            tip, alone = "Show no other run beside it", beside not in others
+            view.button(line, "alone", "Nothing", self.compare, on=alone, tip=tip, params={"run": None})
             for name in others:
-                view.button(line, f"with_{name}", name, self.compare, on=beside == name, params={"run": name})
+                tip, on = f"Show the run {name} beside it", beside == name
+                view.button(line, f"with_{name}", name, self.compare, on=on, tip=tip, params={"run": name})
             if beside in others:
                 body.view("beside_picture", types.ImageView(componentsProps=wide, alt=f"The same with {beside}"))
         line = view.row(body, "look", columnGap=3, width="100%", **view.SLIDERS)
@@ -193,8 +199,10 @@ class SampleHeatmapsPanel(Controls):
         line = view.row(body, "colors")
         view.caption(line, "by", "Colour by")
         choose = view.segments(line, "buttons")
-        view.button(choose, "field", "Joint", self.color_by, on=not by_value, params={"by": "field"})
-        view.button(choose, "value", "Value", self.color_by, on=by_value, params={"by": "value"})
+        view.button(
+            choose, "field", "Joint", self.color_by, on=not by_value, tip="Colour by joint", params={"by": "field"}
+        )
+        view.button(choose, "value", "Value", self.color_by, on=by_value, tip="Colour by value", params={"by": "value"})
 
     def _render_peaks(
         self,

@@ -1,0 +1,196 @@
+"""The panel beside the grid: what it makes the App fetch and paint, and whether it says what is shown."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import fiftyone as fo
+import numpy as np
+import pytest
+from playwright.sync_api import expect
+
+from benchmarks.browser import App
+from inference import pipeline, runs
+from inference.joints import COCO, CROWDPOSE
+
+PANEL = "pose_heatmaps"
+PATIENCE = 90_000  # milliseconds
+
+
+@pytest.fixture
+def posed(dataset, photos: Path, tmp_path: Path) -> fo.Dataset:
+    """Six photos with maps, of which the maximum is on."""
+    made = dataset(photos)
+    pipeline.run(made.view(), pipeline.Settings(label_field="pose", maps_dir=str(tmp_path / "maps")))
+    made.reload()
+    return made
+
+
+def fetched(app: App, folder: Path) -> set[str]:
+    """The names of the maps that the App has asked for since this was asked last."""
+    names = {Path(path).stem for path in app.media(folder)}
+    app.responses.clear()
+    return names
+
+
+def until(app: App, condition: Callable[[], bool]) -> None:
+    for _ in range(PATIENCE // 500):
+        if condition():
+            return
+        app.page.wait_for_timeout(500)
+    assert condition()
+
+
+def shown(app: App, fields: list[str]) -> set[str]:
+    """What the sidebar says."""
+    return {field for field in fields if app.is_on(field)}
+
+
+def test_each_control_fetches_and_paints_its_maps_and_no_others(posed: fo.Dataset, tmp_path: Path, app: App):
+    maps = tmp_path / "maps"
+    app.open(posed.name)
+    app.open_panel(PANEL)
+    assert {"Show the maximum over all joints", "Hide the skeletons"} <= app.lit()
+    app.press("Hide the skeletons")
+    app.press("Show no maps")
+    assert not app.is_on("pose_max")
+    bare = app.pixels()
+
+    fetched(app, maps)
+    pictures = {}
+    for label, joints in {
+        "nose": {"nose"},
+        "Next joint": {"left_eye"},
+        "Previous joint": {"nose"},
+        "Show the joints: head": {"nose", "left_eye", "right_eye", "left_ear", "right_ear"},
+        "Show the joints: left": {joint for joint in COCO.joints if joint.startswith("left_")},
+        "Show all joints": set(COCO.joints),
+        "Show the maximum over all joints": {"max"},
+    }.items():
+        app.press(label)
+        until(
+            app,
+            lambda names=joints: (
+                shown(app, [f"pose_{n}" for n in ("max", *COCO.joints)]) == {f"pose_{n}" for n in names}
+            ),
+        )
+        assert fetched(app, maps) <= joints, label
+        pictures[label] = app.pixels()
+        assert pictures[label] != bare, label
+    assert pictures["nose"] == pictures["Previous joint"]
+    assert len(set(pictures.values())) == len(pictures) - 1
+
+    app.press("left wrist")
+    assert "left wrist" in app.lit()
+    app.press("left ankle")
+    assert {"left wrist", "left ankle"} <= app.lit()
+    app.press("left wrist")
+    assert "left wrist" not in app.lit()
+    app.press("Show no maps")
+    assert app.pixels() == bare
+
+
+def test_maps_that_were_not_fetched_yet_are_fetched_when_they_are_chosen(posed: fo.Dataset, tmp_path: Path, app: App):
+    app.open(posed.name)
+    app.open_panel(PANEL)
+    fetched(app, tmp_path / "maps")
+    app.press("right hip")
+    assert fetched(app, tmp_path / "maps") == {"right_hip"}
+    assert app.is_on("pose_keypoints"), "other fields stay as they are"
+
+
+def test_it_agrees_with_the_sidebar_after_a_reload_and_in_each_window(posed: fo.Dataset, app: App):
+    app.open(posed.name)
+    app.open_panel(PANEL)
+    app.press("right knee")
+    app.switch("pose_left_knee", on=True)
+    expect(app.button("left knee")).to_have_attribute("aria-pressed", "true", timeout=PATIENCE)
+    assert {"left knee", "right knee"} <= app.lit()
+
+    browser = app.page.context.browser
+    assert browser
+    other = App(browser.new_page(), app.address)
+    other.open(posed.name)
+    other.open_panel(PANEL)
+    other.press("nose")
+    assert "nose" in other.lit()
+    assert "nose" not in app.lit()
+    assert app.is_on("pose_left_knee"), "the choice of joints is each window's own"
+    other.page.close()
+
+    app.open(posed.name)
+    app.open_panel(PANEL)
+    joints = {joint.replace("_", " "): f"pose_{joint}" for joint in COCO.joints}
+    until(app, lambda: app.lit() & joints.keys() == {label for label, field in joints.items() if app.is_on(field)})
+    assert ("Show the maximum over all joints" in app.lit()) == app.is_on("pose_max")
+
+
+def test_finds_change_the_view_and_lead_back(posed: fo.Dataset, app: App):
+    people = posed.values("pose_num_people")
+    app.open(posed.name)
+    app.open_panel(PANEL)
+    whole = app.page.get_by_text("6 of 6 samples in this view have its maps.")
+    whole.wait_for(timeout=PATIENCE)
+    nobody = people.count(0)
+    app.press("Samples in which no person was found")
+    app.page.get_by_text(f"{nobody} of {nobody} samples in this view").wait_for(timeout=PATIENCE)
+    app.press("left wrist")
+    app.press("Samples with people, those whose left wrist is missing or weak first")
+    app.page.get_by_text(f"{6 - nobody} of {6 - nobody} samples in this view").wait_for(timeout=PATIENCE)
+    app.press("Back to the former view")
+    whole.wait_for(timeout=PATIENCE)
+    assert app.button("Back to the former view").count() == 0
+
+
+def test_colours_by_value_and_by_joint(posed: fo.Dataset, app: App):
+    app.open(posed.name)
+    app.open_panel(PANEL)
+    by_joint = app.pixels()
+    app.press("A colour scale, low to high")
+    until(app, lambda: app.pixels() != by_joint)
+    app.press("A colour for each joint")
+    until(app, lambda: app.pixels() == by_joint)
+
+
+def test_two_runs_one_with_its_maximum_only_and_fields_that_are_deleted(posed: fo.Dataset, tmp_path: Path, app: App):
+    settings = pipeline.Settings(label_field="other", maps=("max",), maps_dir=str(tmp_path / "other"))
+    pipeline.run(posed.limit(2), settings)
+    app.open(posed.name)
+    app.open_panel(PANEL)
+    title = "higherhrnet-lite-coco, input size 256"
+    app.button(title).wait_for(timeout=PATIENCE)
+    app.page.get_by_role("button", name=title).filter(has_text="other").click()
+    app.page.get_by_text("2 of 6 samples in this view have its maps.").wait_for(timeout=PATIENCE)
+    assert app.is_on("other_max")
+    assert not app.is_on("pose_max")
+    assert app.button("Show the joints, each in its own colour").is_disabled()
+
+    posed.delete_sample_fields(["other_max"])
+    app.press("Show no maps")
+    app.button("left wrist").wait_for(timeout=PATIENCE)
+    assert app.page.get_by_text("Something went wrong").count() == 0
+
+
+def test_heatmaps_without_a_run_are_adopted(dataset, photos: Path, tmp_path: Path, app: App):
+    made = dataset([photos / "astronaut.jpg"])
+    cv2.imwrite(str(tmp_path / "map.png"), np.full((60, 60), 200, np.uint8))
+    sample = made.first()
+    for joint in CROWDPOSE.joints:
+        sample[f"crowd_{joint}"] = fo.Heatmap(map_path=str(tmp_path / "map.png"))
+    sample.save()
+    app.open(made.name)
+    app.open_panel(PANEL)
+    app.page.get_by_text("This dataset has no pose heatmaps yet.").wait_for(timeout=PATIENCE)
+    app.page.get_by_text("crowd: 14 heatmap fields").wait_for(timeout=PATIENCE)
+    app.press("Control them with this panel")
+    app.press("neck")
+    assert app.is_on("crowd_neck")
+    made.reload()
+    assert runs.read_record(made, "crowd").joints == CROWDPOSE.joints
+
+
+def test_a_dataset_without_maps_offers_to_make_them(dataset, photos: Path, app: App):
+    app.open(dataset(photos).name)
+    app.open_panel(PANEL)
+    app.press("Generate pose heatmaps")
+    app.page.locator('[data-cy="operators-prompt-modal"]').get_by_text("Label field").first.wait_for(timeout=PATIENCE)

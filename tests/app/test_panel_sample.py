@@ -1,0 +1,139 @@
+"""The panel in an open sample: its picture, its numbers, and the sample that follows it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import fiftyone as fo
+import pytest
+from playwright.sync_api import expect
+
+from benchmarks.browser import App
+from inference import pipeline
+
+PANEL = "pose_heatmaps_sample"
+PATIENCE = 90_000  # milliseconds
+
+
+@pytest.fixture
+def posed(dataset, photos: Path, tmp_path: Path) -> fo.Dataset:
+    """Two photos of a person and one of a cat, with maps."""
+    made = dataset([photos / name for name in ("astronaut.jpg", "camera.png", "chelsea.jpg")])
+    pipeline.run(made.view(), pipeline.Settings(label_field="pose", maps_dir=str(tmp_path / "maps")))
+    made.reload()
+    return made
+
+
+def picture(app: App) -> str:
+    """The panel's own picture, as it was sent."""
+    image = app.page.get_by_alt_text("The photo with the maps that are shown")
+    image.wait_for(timeout=PATIENCE)
+    return image.get_attribute("src") or ""
+
+
+def until(app: App, condition: Callable[[], bool]) -> None:
+    for _ in range(PATIENCE // 500):
+        if condition():
+            return
+        app.page.wait_for_timeout(500)
+    assert condition()
+
+
+def is_on(app: App, field: str) -> bool:
+    """Whether the sidebar of the open sample says that a field is on."""
+    return app.page.locator(f'[data-cy="modal"] [data-cy="checkbox-{field}"] input').first.is_checked()
+
+
+def test_the_open_sample_follows_the_panel_and_the_panel_the_sample(posed: fo.Dataset, tmp_path: Path, app: App):
+    app.open(posed.name)
+    app.open_sample(0)
+    app.open_panel(PANEL)
+    assert "Show the maximum over all joints" in app.lit()
+    maximum = picture(app)
+
+    app.responses.clear()
+    app.press("nose")
+    until(app, lambda: is_on(app, "pose_nose") and not is_on(app, "pose_max"))
+    until(app, lambda: picture(app) != maximum)
+    assert {Path(path).name for path in app.media(tmp_path / "maps")} == {"nose.png"}
+    nose = picture(app)
+
+    app.page.locator('[data-cy="modal"] [data-cy="checkbox-pose_left_eye"]').first.click()
+    expect(app.button("left eye")).to_have_attribute("aria-pressed", "true", timeout=PATIENCE)
+    until(app, lambda: picture(app) not in (nose, maximum))
+    app.press("left eye")
+    until(app, lambda: picture(app) == nose)
+
+    threshold = app.page.locator('[data-cy="modal"] input[type="range"]').nth(1)
+    threshold.focus()
+    threshold.press("End")
+    until(app, lambda: picture(app) != nose)
+    above_all = picture(app)
+    app.press("Show no maps")
+    until(app, lambda: not is_on(app, "pose_nose"))
+    assert picture(app) == above_all, "no value reaches a threshold of 1"
+
+    app.press("Colour by value")
+    app.press("nose")
+    assert app.page.get_by_text("Something went wrong").count() == 0
+
+
+def test_next_sample_bars_and_people(posed: fo.Dataset, app: App):
+    app.open(posed.name)
+    app.open_sample(0)
+    app.open_panel(PANEL)
+    first = picture(app)
+    bars = app.page.locator('[data-cy="modal"] .barlayer .point')
+    bars.first.wait_for(timeout=PATIENCE)
+    assert bars.count() == 17
+    person = posed.first().pose_keypoints.keypoints[0]
+    app.page.get_by_text(f"{person.score:.2f}", exact=True).first.wait_for(timeout=PATIENCE)
+
+    bars.nth(16).scroll_into_view_if_needed()  # the topmost is the joint set's first
+    box = bars.nth(16).bounding_box()
+    assert box
+    app.page.mouse.click(box["x"] + 3, box["y"] + box["height"] / 2)
+    expect(app.button("nose")).to_have_attribute("aria-pressed", "true", timeout=PATIENCE)
+    app.page.get_by_text(f"{person.confidence[0]:.2f}", exact=True).first.wait_for(timeout=PATIENCE)
+
+    nose = picture(app)
+    assert nose != first
+    app.page.mouse.move(300, 500)
+    app.page.keyboard.press("ArrowRight")
+    until(app, lambda: picture(app) != nose)
+    expect(app.button("nose")).to_have_attribute("aria-pressed", "true", timeout=PATIENCE)
+    app.page.keyboard.press("ArrowRight")
+    app.page.get_by_text("Nobody was found in this sample.").wait_for(timeout=PATIENCE)
+
+    app.page.keyboard.press("Escape")
+    app.page.locator('[data-cy="modal"]').wait_for(state="hidden", timeout=PATIENCE)
+    app.open_sample(1)
+    app.open_panel(PANEL)
+    until(app, lambda: picture(app) != nose)
+    assert app.page.get_by_text("Nobody was found in this sample.").count() == 0
+
+
+def test_without_the_script_the_panel_shows_the_choice_in_its_own_picture(posed: fo.Dataset, app: App):
+    app.page.route("**/index.umd.js*", lambda route: route.abort())
+    app.open(posed.name)
+    app.open_sample(0)
+    app.open_panel(PANEL)
+    maximum = picture(app)
+    app.press("nose")
+    expect(app.button("nose")).to_have_attribute("aria-pressed", "true", timeout=PATIENCE)
+    until(app, lambda: picture(app) != maximum)
+    assert is_on(app, "pose_max")
+    assert app.page.get_by_text("Something went wrong").count() == 0
+
+
+def test_two_runs_beside_each_other(posed: fo.Dataset, tmp_path: Path, app: App):
+    settings = pipeline.Settings(label_field="other", maps=("max",), input_size=384, maps_dir=str(tmp_path / "other"))
+    pipeline.run(posed.view(), settings)
+    app.open(posed.name)
+    app.open_sample(0)
+    app.open_panel(PANEL)
+    app.press("Show the run other beside it")
+    beside = app.page.get_by_alt_text("The same with other")
+    beside.wait_for(timeout=PATIENCE)
+    assert beside.get_attribute("src") not in ("", None, picture(app))
+    app.press("Show no other run beside it")
+    until(app, lambda: beside.count() == 0)
