@@ -83,13 +83,13 @@ class App:
         self.address = address
         self.responses: list[Response] = []
         page.on("response", lambda response: self.responses.append(response))  # noqa: PLW0108 (playwright marks it)
+        # an advertisement that the App shows once, some time after it was opened, over everything else
+        page.add_locator_handler(page.get_by_text("Dismiss"), lambda dismiss: dismiss.click())
 
     def open(self, dataset_name: str) -> None:
         """Show the grid of a dataset and wait until its images are there."""
         self.page.goto(f"{self.address}/datasets/{dataset_name}", wait_until="domcontentloaded", timeout=90_000)
         self.page.wait_for_selector('[data-cy="looker"]', timeout=90_000)
-        with contextlib.suppress(Exception):  # an advertisement that the App shows once
-            self.page.get_by_text("Dismiss").click(timeout=1_500)
         self.settle()
 
     def settle(self, quiet: float = 1.5, limit: float = 60.0) -> None:
@@ -177,8 +177,8 @@ class App:
         """Open a photo of the grid. A click on one that is still being painted is lost."""
         modal = self.page.locator('[data-cy="modal"]')
         for _ in range(10):
-            self.page.locator('[data-cy="looker"]').nth(index).click()
             with contextlib.suppress(TimeoutError):
+                self.page.locator('[data-cy="looker"]').nth(index).click(timeout=8_000)
                 modal.wait_for(timeout=8_000)
                 break
         self.settle()

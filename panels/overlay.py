@@ -74,10 +74,13 @@ def draw(
     return picture.round().astype(np.uint8)
 
 
-def mark(picture: NDArray[np.uint8], place: tuple[float, float], color: str) -> None:
-    """A ring at a place (x, y) relative to the picture."""
+def mark_peak(picture: NDArray[np.uint8], values: NDArray[np.float32], color: str, threshold: float) -> None:
+    """A ring on a picture where a map is highest, if that is above the threshold at all."""
+    y, x = np.unravel_index(int(values.argmax()), values.shape)
+    if values[y, x] < max(threshold, 0.02):
+        return
     height, width = picture.shape[:2]
-    center = (round(place[0] * width), round(place[1] * height))
+    center = (round((x + 0.5) / values.shape[1] * width), round((y + 0.5) / values.shape[0] * height))
     radius = max(6, round(max(height, width) / 90))
     cv2.circle(picture, center, radius, (0, 0, 0), 4, cv2.LINE_AA)
     cv2.circle(picture, center, radius, bgr(color), 2, cv2.LINE_AA)

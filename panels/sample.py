@@ -9,6 +9,7 @@ import fiftyone.operators as foo
 import fiftyone.operators.types as types
 import numpy as np
 from bson import ObjectId
+from numpy.typing import NDArray
 
 from ..inference.runs import DONE
 from . import overlay, state, view
@@ -63,7 +64,7 @@ class SampleHeatmapsPanel(Controls):
     def _follow(self, ctx: foo.ExecutionContext, fields: list[str]) -> None:
         if set(fields) != set(self.shown_fields(ctx)):
             ctx.panel.set_state("fields", fields)
-        self._look(ctx)
+            self._draw_picture(ctx)
 
     # --- what is shown
 
@@ -131,24 +132,17 @@ class SampleHeatmapsPanel(Controls):
             return
         shown = self.shown_fields(ctx)
         joints, maximum = state.shown_joints(run, shown), run.maximum in shown
-        beside = runs.get(ctx.panel.get_state("beside") or "")
+        pictured = {"picture": run}
+        beside = ctx.panel.get_state("beside")
+        if beside in runs and beside != run.label_field:
+            pictured["beside_picture"] = runs[beside]
         photo = overlay.read_photo(document["filepath"])
-        for name, pictured in (("picture", run), ("beside_picture", beside)):
-            if photo is None or pictured is None or pictured == (run if name == "beside_picture" else None):
-                continue
-            fields = state.wanted_fields(pictured, [], maximum, joints)
-            colors = state.field_colors(ctx.dataset)
-            maps = [(overlay.read_map(document, field), colors.get(field, view.PLAIN)) for field in fields]
-            picture = overlay.draw(
-                photo,
-                [(values, color) for values, color in maps if values is not None],
-                _setting(ctx, "opacity", OPACITY),
-                _setting(ctx, "threshold", THRESHOLD),
-                bool(ctx.panel.get_state("by_value")),
+        for name, other in pictured.items():
+            fields = state.wanted_fields(other, [], maximum, joints)
+            uri = (
+                None if photo is None else _picture(ctx, photo, document, fields, ring=not maximum and len(joints) == 1)
             )
-            if len(joints) == 1 and not maximum and maps and maps[0][0] is not None:
-                _mark_peak(picture, maps[0][0], maps[0][1], _setting(ctx, "threshold", THRESHOLD))
-            ctx.panel.set_data(f"body.{name}", overlay.data_uri(picture))
+            ctx.panel.set_data(f"body.{name}", uri)
 
     # --- what it looks like
 
@@ -287,10 +281,19 @@ def _people(document: dict[str, Any], run: Run) -> list[dict[str, Any]] | None:
     return sorted(people, key=lambda person: -person["score"])
 
 
-def _mark_peak(picture: np.ndarray, values: np.ndarray, color: str, threshold: float) -> None:
-    y, x = np.unravel_index(int(values.argmax()), values.shape)
-    if values[y, x] >= max(threshold, 0.02):
-        overlay.mark(picture, ((float(x) + 0.5) / values.shape[1], (float(y) + 0.5) / values.shape[0]), color)
+def _picture(
+    ctx: foo.ExecutionContext, photo: NDArray[np.uint8], document: dict[str, Any], fields: list[str], ring: bool
+) -> str:
+    """The photo with these maps, as a data URI; ``ring`` marks the peak of each."""
+    colors = state.field_colors(ctx.dataset)
+    found = {field: overlay.read_map(document, field) for field in fields}
+    maps = [(values, colors.get(field, view.PLAIN)) for field, values in found.items() if values is not None]
+    threshold = _setting(ctx, "threshold", THRESHOLD)
+    by_value = bool(ctx.panel.get_state("by_value"))
+    picture = overlay.draw(photo, maps, _setting(ctx, "opacity", OPACITY), threshold, by_value)
+    for values, color in maps if ring else ():
+        overlay.mark_peak(picture, values, color, threshold)
+    return overlay.data_uri(picture)
 
 
 def _setting(ctx: foo.ExecutionContext, name: str, default: float) -> float:
