@@ -54,22 +54,30 @@ def main() -> None:
             app.page.set_viewport_size({"width": 1280, "height": 1000})  # the whole form without scrolling
             app.open(fresh.name)
             save(_picture(app.prompt("Generate pose heatmaps").screenshot()), "form.png")
-        # a server of their own, since open panels persist in it
-        with serve(DEMO_DATASET) as address, open_app(address, viewport=(1400, 760)) as app:
-            app.open(DEMO_DATASET)
-            app.open_panel("pose_heatmaps")
-            app.press("Hide the skeletons")
-            app.press("Show all joints")
-            app.page.mouse.move(0, 0)
-            save(_picture(app.page.screenshot()), "panel.png")
-            app.page.set_viewport_size({"width": 1500, "height": 1250})
-            app.open_sample(0)
-            app.open_panel("pose_heatmaps_sample")
-            app.press("left shoulder")
-            app.page.mouse.move(0, 0)
-            save(_picture(app.page.screenshot()), "panel-sample.png")
     finally:
         fresh.delete()
+    photograph_panels()
+
+
+def photograph_panels() -> None:
+    """With a server of their own, since open panels persist in it."""
+    with serve(DEMO_DATASET) as address, open_app(address, viewport=(1400, 720)) as app:
+        app.open(DEMO_DATASET)
+        app.enlarge_photos()
+        app.open_panel("pose_heatmaps")
+        app.press("Hide the skeletons")
+        app.press("Show all joints")
+        app.page.mouse.move(0, 0)
+        app.settle()
+        save(_picture(app.page.screenshot()), "panel.png")
+        app.page.set_viewport_size({"width": 1500, "height": 1300})
+        app.settle()
+        app.open_sample(0)
+        app.open_panel("pose_heatmaps_sample")
+        app.press("left shoulder")
+        app.page.mouse.move(0, 0)
+        app.settle()
+        save(_picture(app.page.screenshot()), "panel-sample.png")
 
 
 def _picture(png: bytes) -> Image.Image:

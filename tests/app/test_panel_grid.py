@@ -81,13 +81,13 @@ def test_each_control_fetches_and_paints_its_maps_and_no_others(posed: fo.Datase
     assert len(set(pictures.values())) == len(pictures) - 1
 
     app.press("left wrist")
-    assert "left wrist" in app.lit()
+    until(app, lambda: "left wrist" in app.lit())
     app.press("left ankle")
-    assert {"left wrist", "left ankle"} <= app.lit()
+    until(app, lambda: {"left wrist", "left ankle"} <= app.lit())
     app.press("left wrist")
-    assert "left wrist" not in app.lit()
+    until(app, lambda: "left wrist" not in app.lit())
     app.press("Show no maps")
-    assert app.pixels() == bare
+    until(app, lambda: app.pixels() == bare)
 
 
 def test_maps_that_were_not_fetched_yet_are_fetched_when_they_are_chosen(posed: fo.Dataset, tmp_path: Path, app: App):
@@ -95,6 +95,8 @@ def test_maps_that_were_not_fetched_yet_are_fetched_when_they_are_chosen(posed: 
     app.open_panel(PANEL)
     fetched(app, tmp_path / "maps")
     app.press("right hip")
+    until(app, lambda: app.is_on("pose_right_hip"))
+    app.settle()
     assert fetched(app, tmp_path / "maps") == {"right_hip"}
     assert app.is_on("pose_keypoints"), "other fields stay as they are"
 
@@ -113,7 +115,7 @@ def test_it_agrees_with_the_sidebar_after_a_reload_and_in_each_window(posed: fo.
     other.open(posed.name)
     other.open_panel(PANEL)
     other.press("nose")
-    assert "nose" in other.lit()
+    until(other, lambda: "nose" in other.lit())
     assert "nose" not in app.lit()
     assert app.is_on("pose_left_knee"), "the choice of joints is each window's own"
     other.page.close()
@@ -161,8 +163,7 @@ def test_two_runs_one_with_its_maximum_only_and_fields_that_are_deleted(posed: f
     app.button(title).wait_for(timeout=PATIENCE)
     app.page.get_by_role("button", name=title).filter(has_text="other").click()
     app.page.get_by_text("2 of 6 samples in this view have its maps.").wait_for(timeout=PATIENCE)
-    assert app.is_on("other_max")
-    assert not app.is_on("pose_max")
+    until(app, lambda: app.is_on("other_max") and not app.is_on("pose_max"))
     assert app.button("Show the joints, each in its own colour").is_disabled()
 
     posed.delete_sample_fields(["other_max"])
