@@ -94,6 +94,8 @@ bench: install
 	@$(RUN) -m benchmarks.parity --reference tests/golden
 	@echo "==> Throughput, files on disk to fields in the database"
 	@$(RUN) -m benchmarks.throughput
+	@echo "==> Evaluation, 10,000 samples"
+	@$(RUN) -m benchmarks.evaluation
 	@if [ -n "$${DATA_DIR:-}" ]; then echo "==> Accuracy on $$DATA_DIR"; $(RUN) -m benchmarks.accuracy --images "$$DATA_DIR/val/images" \
 	  --annotations "$$DATA_DIR/val/person_keypoints.json" --person-free "$$DATA_DIR/person_free/images"; \
 	else echo "==> Accuracy skipped: set DATA_DIR to a folder with val/images, val/person_keypoints.json and person_free/images"; fi

@@ -15,44 +15,20 @@ from typing import Any
 
 import fiftyone as fo
 import fiftyone.core.utils as fou
-import numpy as np
 from bson import ObjectId
 from pymongo import UpdateOne
 
-from . import matching, records, summary
+from . import matching, records, summary, verdicts
 from .inference import runs, views
-from .matching import FALSE, FOUND, MISSED, RADIUS, SHIFTED, SWAPPED, TAKEN, THRESHOLD, Verdict
+from .matching import RADIUS, THRESHOLD
 from .reading import SampleMaps, read_maps
 from .sources import Sources, pair_joints
-from .truth import Annotations, Labels
+from .truth import Annotations
+from .verdicts import JOINT_ATTRIBUTES, attributes, fields
 
 KIND = "ground truth"
 BATCH = 100  # samples written at once
 MAX_LISTED = 100
-DIGITS = 4
-
-FIELDS: dict[str, type] = {
-    "recall": fo.FloatField,
-    "missed": fo.IntField,
-    "shifted": fo.IntField,
-    "swapped": fo.IntField,
-    "taken": fo.IntField,
-    "false_peaks": fo.IntField,
-    "mistakes": fo.IntField,
-    "worst": fo.StringField,
-    "oks": fo.FloatField,
-    "stray_peaks": fo.Keypoints,
-    "status": fo.StringField,
-}
-JOINT_ATTRIBUTES: dict[str, type] = {  # one value per point
-    "status": fo.StringField,
-    "value": fo.FloatField,
-    "distance": fo.FloatField,
-    "oks_distance": fo.FloatField,
-    "peak": fo.FloatField,
-    "seen_as": fo.StringField,
-}
-PERSON_ATTRIBUTES: dict[str, type] = {"area": fo.FloatField, "area_from": fo.StringField, "oks": fo.FloatField}
 
 
 @dataclass(frozen=True)
@@ -125,17 +101,6 @@ def find_sources(dataset: fo.Dataset, settings: Settings, annotations: Annotatio
     """
     pairing = pair_joints(dataset, settings.label_field, settings.gt_field, settings.joints, annotations)
     return Sources(dataset, settings.label_field, settings.gt_field, pairing, annotations)
-
-
-def fields(key: str) -> dict[str, type]:
-    """The sample fields of an evaluation, with their types."""
-    return {runs.field_name(key, name): kind for name, kind in FIELDS.items()}
-
-
-def attributes(key: str, gt_field: str) -> dict[str, type]:
-    """The attributes of labels that an evaluation writes, as paths, with the types of their values."""
-    every = {**JOINT_ATTRIBUTES, **PERSON_ATTRIBUTES}
-    return {f"{gt_field}.keypoints.{runs.field_name(key, name)}": kind for name, kind in every.items()}
 
 
 def problems(view: fo.core.collections.SampleCollection, settings: Settings, existing: str | None = None) -> list[str]:
@@ -265,21 +230,18 @@ def process(
 
 
 def _declare(dataset: fo.Dataset, settings: Settings, sources: Sources) -> None:
-    """Make the fields and the record."""
+    """Make the record and the fields; the record first, so that fields are always known to be an evaluation's."""
+    written = attributes(settings.key, settings.gt_field)
+    recorded = _recorded(dataset, settings, sources)
+    record = records.Record(settings.key, KIND, tuple(fields(settings.key)), tuple(written), recorded)
+    records.save_record(dataset, record)
     runs.declare(dataset, fields(settings.key))
     schema = dataset.get_field_schema(flat=True)
-    for path, kind in attributes(settings.key, settings.gt_field).items():
+    written[f"{runs.field_name(settings.key, 'stray_peaks')}.keypoints.kind"] = fo.StringField
+    for path, kind in written.items():
         if path not in schema:
             per_joint = path.rpartition(".")[2].removeprefix(f"{settings.key}_") in JOINT_ATTRIBUTES
             dataset.add_sample_field(path, fo.ListField if per_joint else kind, subfield=kind if per_joint else None)
-    record = records.Record(
-        settings.key,
-        KIND,
-        tuple(fields(settings.key)),
-        tuple(attributes(settings.key, settings.gt_field)),
-        _recorded(dataset, settings, sources),
-    )
-    records.save_record(dataset, record)
 
 
 class _Judge:
@@ -348,76 +310,7 @@ class _Judge:
         oks = None
         if people is not None:
             oks = matching.match_people(matching.oks(labels.truth, people, self.sources.sigmas))
-        return self._of_sample(verdict, oks, image.wh), self._of_people(verdict, labels, oks)
-
-    def _of_sample(self, verdict: Verdict, oks: matching.Floats | None, image_wh: tuple[float, float]) -> dict:
-        counts = {status: int((verdict.statuses == status).sum()) for status in matching.STATUSES}
-        labelled = sum(counts.values())
-        counts[FALSE] = verdict.kinds.count(FALSE)
-        mistakes = {kind: count for kind, count in counts.items() if kind != FOUND}
-        matched = oks[oks > 0] if oks is not None else np.zeros(0)
-        return {
-            "recall": counts[FOUND] / labelled if labelled else None,
-            "missed": counts[MISSED],
-            "shifted": counts[SHIFTED],
-            "swapped": counts[SWAPPED],
-            "taken": counts[TAKEN],
-            "false_peaks": counts[FALSE],
-            "mistakes": sum(mistakes.values()),
-            "worst": max(mistakes, key=lambda kind: mistakes[kind]) if any(mistakes.values()) else None,
-            "oks": round(float(matched.mean()), DIGITS) if len(matched) else None,
-            "stray_peaks": self._stray(verdict, image_wh).to_dict(),
-            "status": runs.DONE,
-        }
-
-    def _stray(self, verdict: Verdict, image_wh: tuple[float, float]) -> fo.Keypoints:
-        peaks = verdict.stray
-        points = (peaks.places / image_wh).round(DIGITS + 1)
-        return fo.Keypoints(
-            keypoints=[
-                fo.Keypoint(
-                    label=self.sources.pairing.names[joint],
-                    points=[point],
-                    confidence=[round(value, DIGITS)],
-                    kind=kind,
-                )
-                for joint, point, value, kind in zip(
-                    peaks.joints, points.tolist(), peaks.values.tolist(), verdict.kinds, strict=True
-                )
-            ]
+        return (
+            verdicts.of_sample(verdict, oks, self.sources, image.wh),
+            verdicts.of_people(verdict, oks, self.sources, labels),
         )
-
-    def _of_people(
-        self, verdict: Verdict, labels: Labels, oks: matching.Floats | None
-    ) -> list[tuple[Any, dict[str, Any]]]:
-        names = [*self.sources.pairing.names, matching.NOTHING]  # -1 = nothing
-        columns, count = self.sources.pairing.columns, len(self.sources.pairing.labels)
-        made = []
-        for p, label_id in enumerate(labels.ids):
-            seen = zip(verdict.seen_as[p], labels.truth.labelled[p], strict=True)
-            seen_as = [names[k] if labelled else matching.UNLABELLED for k, labelled in seen]
-            numbers = {
-                "value": verdict.values[p],
-                "distance": verdict.distances[p],
-                "oks_distance": verdict.distances[p] / (2 * self.sources.sigmas),
-                "peak": verdict.peaks[p],
-            }
-            values: dict[str, Any] = {
-                name: _spread(np.round(each, DIGITS).tolist(), columns, count, float("nan"))
-                for name, each in numbers.items()
-            }
-            values["status"] = _spread(verdict.statuses[p].tolist(), columns, count, matching.UNLABELLED)
-            values["seen_as"] = _spread(seen_as, columns, count, matching.UNLABELLED)
-            values["area"] = round(float(labels.truth.areas[p]), 2)
-            values["area_from"] = labels.sources[p]
-            values["oks"] = round(float(oks[p]), DIGITS) if oks is not None else None
-            made.append((label_id, values))
-        return made
-
-
-def _spread(values: list[Any], columns: tuple[int, ...], count: int, nothing: Any) -> list[Any]:
-    """Values of the joints that are compared, in a list with one value for each point of a label."""
-    spread = [nothing] * count
-    for column, value in zip(columns, values, strict=True):
-        spread[column] = value
-    return spread

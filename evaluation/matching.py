@@ -18,7 +18,7 @@ Indices = NDArray[np.integer]
 
 THRESHOLD = 0.2  # value from which on a local maximum counts, as in benchmarks.accuracy
 RADIUS = 0.15  # of the root of the person's area: a peak that near is at its joint, as in benchmarks.accuracy
-SHIFT = 0.5  # of the root of the person's area: a stray peak that near is taken for the joint, moved
+SHIFT = 0.75  # of the root of the person's area: a stray peak that near is taken for the joint, moved
 MATCHED_OKS = 0.1  # below it a person of the model and a labelled one are not the same
 SIZES = {"small": 32.0**2, "medium": 96.0**2, "large": float("inf")}  # COCO's; areas up to, pixels^2
 

@@ -31,8 +31,11 @@ def summarise(dataset: fo.Dataset, key: str, sources: Sources) -> dict[str, Any]
     counts, precision = _Counts(key, sources), coco.AveragePrecision(sources.sigmas)
     seen: set[int] = set()
     for number, (filepath, fields) in enumerate(_documents(dataset, key, sources)):
-        image = sources.image(fields, filepath)
-        labels = sources.labels(fields, image)
+        try:
+            image = sources.image(fields, filepath)
+            labels = sources.labels(fields, image)
+        except ValueError:  # its labels or its file were removed since
+            continue
         counts.add(fields, image, labels)
         image_id = image.coco_id if sources.annotations else number
         if sources.people_field and image_id is not None and image_id not in seen:

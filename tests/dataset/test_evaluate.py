@@ -9,6 +9,7 @@ import fiftyone.operators as foo
 import numpy as np
 import pytest
 from fiftyone.operators.delegated import DelegatedOperationService
+from fiftyone.operators.executor import ExecutionContext, Executor
 
 from benchmarks import accuracy, generated
 from evaluation import evaluate, records, summary
@@ -97,6 +98,7 @@ def test_joints_people_and_samples_say_what_became_of_them(operator, made: fo.Da
     sound = made.skip(1)
     assert sound.values("eval_recall") == [1] * (COUNT - 1)
     assert sound.values("eval_oks") == [1] * (COUNT - 1)
+    assert 0 < sound.mean("eval_distance") < 0.05
     other = sound.first().people.keypoints[0]
     found = [n for n, status in enumerate(other.eval_status) if status == "found"]
     assert all(other.eval_value[n] > 0.7 and other.eval_distance[n] < 0.1 for n in found)
@@ -237,6 +239,43 @@ def test_without_a_skeleton_the_number_of_joints_tells(operator, made: fo.Datase
     del made.skeletons["people"]
     made.save()
     assert operator(made, gt_field="people").results["joints_named_by"] == "coco-17, which has as many joints"
+
+
+# --- the form
+
+
+def form_of(operator: foo.Operator, dataset: fo.Dataset, **params: object) -> tuple[ExecutionContext, dict]:
+    """A context with these parameters, and the parts of the form, by name."""
+    request = {"dataset_name": dataset.name, "params": params}
+    ctx = ExecutionContext(request_params=request, executor=Executor(), operator_uri=URI)
+    return ctx, operator.resolve_input(ctx).type.properties
+
+
+def test_the_form_asks_for_joints_whose_names_do_not_tell(operator, made: fo.Dataset):
+    names = [*COCO.joints[:9], "Paw", *COCO.joints[10:]]
+    made.skeletons["people"] = fo.KeypointSkeleton(labels=names, edges=[])
+    made.save()
+    given = {"label_field": "pose", "gt_field": "people", "eval_key": "eval"}
+    _, form = form_of(operator, made, **given)
+    assert form["gt_field"].type.values == ["people"]  # not what the run wrote
+    assert [name for name in form if name.startswith("joint_")] == ["joint_9"]
+    assert form["joint_9"].view.label == "'Paw' of the labels is"
+    assert form["notice"].view.label.startswith("8 images; areas from attributes, or estimated.")
+
+    ctx, _ = form_of(operator, made, **given, joint_9="left_wrist")
+    for _ in operator.execute(ctx):
+        pass
+    assert records.load_results(made, "eval")["joints"] == list(COCO.joints)
+    _, form = form_of(operator, made, **given, threshold=0.5)
+    assert "with other settings: joints" in form["problem_0"].view.label
+    _, form = form_of(operator, made, **given, threshold=0.5, existing="replace")
+    assert "problem_0" not in form
+
+
+def test_the_form_says_what_is_missing(operator, dataset, photos: Path):
+    made = dataset(photos)
+    _, form = form_of(operator, made)
+    assert form["problem_0"].view.label.startswith("This dataset has no heatmaps of joints.")
 
 
 # --- again, elsewhere, and away

@@ -13,7 +13,7 @@ from evaluation.matching import Truth
 from inference.joints import COCO as JOINTS
 
 WH = (80.0, 60.0)  # of the image; a map has half of it
-AREA = 400.0  # a radius of 0.15 is 3 pixels then, and a shift at most 10
+AREA = 400.0  # a radius of 0.15 is 3 pixels then, and a shift at most 15
 NAMES = ("nose", "left_wrist", "right_wrist")
 NAN = (np.nan, np.nan)
 
