@@ -5,13 +5,14 @@
 #   make demo DATASET=/some/folder the same on your own photos (or DATASET=quickstart, from FiftyOne's zoo)
 #   make app                       open the FiftyOne App on the last demo dataset (DATASET=name for another)
 #   make link                      add the plugin and its models to your own FiftyOne
+#   make soak                      20,000 small images in one run: does it stay small?
 #   make install test lint bench screenshots
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := demo
-.PHONY: install demo app test lint bench screenshots link
+.PHONY: install demo app test lint bench soak screenshots link
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(CURDIR)/.venv/bin
@@ -99,6 +100,11 @@ bench: install
 	@if [ -n "$${DATA_DIR:-}" ]; then echo "==> Accuracy on $$DATA_DIR"; $(RUN) -m benchmarks.accuracy --images "$$DATA_DIR/val/images" \
 	  --annotations "$$DATA_DIR/val/person_keypoints.json" --person-free "$$DATA_DIR/person_free/images"; \
 	else echo "==> Accuracy skipped: set DATA_DIR to a folder with val/images, val/person_keypoints.json and person_free/images"; fi
+
+# COUNT=6000 for a shorter one
+soak: install
+	@echo "==> A long run: memory, open files, threads"
+	@$(RUN) -m benchmarks.soak $(if $(COUNT),--count $(COUNT))
 
 screenshots: demo
 	@echo "==> Screenshots of the App on the demo photos"

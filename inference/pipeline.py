@@ -21,6 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -194,14 +195,16 @@ def process(
     if found:
         raise ValueError(" ".join(found))
     settings = settings.resolved(dataset)
-    model = checkpoints.load(settings.model, settings.checkpoint)
-    predictor = Predictor(
-        model.network,
-        model.entry.joint_set.flip,
-        int(settings.input_size or model.entry.input_size),
-        flip_test=settings.flip,
-        scales=settings.scales,
-        device=settings.device,
+    entry = checkpoints.find_model(settings.model, settings.checkpoint)
+    present = weights.find(entry, settings.checkpoint)
+    model, predictor = _load(
+        entry,
+        settings.checkpoint,
+        present.sha256 if present else None,
+        int(settings.input_size or entry.input_size),
+        settings.flip,
+        settings.scales,
+        settings.device,
     )
     record = recording.open_record(dataset, settings, model.entry, model.sha256, existing, run_id)
     status = runs.field_name(settings.label_field, "status")
@@ -223,6 +226,22 @@ def process(
     patiently(dataset.reload)
     state.seconds = time.monotonic() - started
     yield state
+
+
+@lru_cache(maxsize=1)  # a worker does one shard after the other
+def _load(
+    entry: checkpoints.ModelEntry,
+    checkpoint: str | None,
+    sha256: str | None,
+    input_size: int,
+    flip: bool,
+    scales: tuple[float, ...],
+    device: str | None,
+) -> tuple[checkpoints.LoadedModel, Predictor]:
+    """A model on its device; loaded again when its description or the file of its weights (``sha256``) has changed."""
+    model = checkpoints.load(entry.name, checkpoint)
+    flipped = model.entry.joint_set.flip
+    return model, Predictor(model.network, flipped, input_size, flip_test=flip, scales=scales, device=device)
 
 
 class _Stages:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import fiftyone as fo
+from fiftyone.operators.delegated import DelegatedOperationService
 
 from benchmarks.browser import App
 
@@ -45,3 +46,22 @@ def test_the_form_refuses_a_field_of_another_type(dataset, photos: Path, app: Ap
     form.get_by_text("The dataset has a field 'pose_max' of type StringField").wait_for()
     execute = form.get_by_role("button", name="Execute")
     assert execute.is_disabled()
+
+
+def test_the_form_splits_a_run_into_operations_for_workers(dataset, photos: Path, tmp_path: Path, app: App):
+    made = dataset(photos)
+    app.open(made.name)
+
+    form = app.prompt(LABEL)
+    form.get_by_label("Advanced settings").check()
+    form.locator("input[type=number]").last.fill("2")  # FiftyOne ties no label to its numbers
+    form.get_by_text("Queues 2 operations, for workers").wait_for(timeout=60_000)
+    form.get_by_role("button", name="Execute").click()
+    app.page.get_by_text("2 operations are queued").wait_for(timeout=60_000)
+
+    operations = DelegatedOperationService().list_operations(dataset_name=made.name)
+    assert sorted(operation.label for operation in operations) == [f"{LABEL}, part {part} of 2" for part in (1, 2)]
+    assert {str(operation.run_state) for operation in operations} == {"queued"}
+    made.reload()
+    assert made.has_field("pose_max")
+    assert made.count_values("pose_status") == {None: 6}

@@ -152,6 +152,17 @@ def test_each_shard_does_its_samples_and_can_be_run_again(dataset: Callable, pho
     assert len([*tmp_path.rglob("*.png")]) == 6
 
 
+def test_a_worker_loads_the_model_once_for_all_of_its_shards(dataset: Callable, photos: Path, tmp_path: Path):
+    execute(queue(dataset(photos), maps_dir=str(tmp_path), shards=3))
+    loads = sys.modules["fiftyone.plugins.orgs.pose_heatmaps.higherhrnet.inference.pipeline"]._load
+    before = loads.cache_info()
+    execute(queue(dataset(photos), maps_dir=str(tmp_path), shards=3))
+    after = loads.cache_info()
+    assert (after.hits - before.hits, after.misses - before.misses) == (3, 0)
+    execute(queue(dataset(photos), maps_dir=str(tmp_path), shards=2, flip=True))
+    assert loads.cache_info().misses == before.misses + 1, "other settings of the network"
+
+
 def test_shards_replace_a_run_once(dataset: Callable, photos: Path, tmp_path: Path):
     made = dataset(photos)
     settings = pipeline.Settings(maps=("max", "nose"), maps_dir=str(tmp_path), input_size=64, floor=0.3)
