@@ -392,7 +392,18 @@ class _Stages:
             outcomes.append(_Outcome(item.filepath, problem))
             updates.append(self._update(item.sample_id, values))
         bulk_write(self.dataset, updates)
+        if not recording.is_current(self.record):  # replaced or deleted between the look above and the update
+            self._take_back([*(sample_id for sample_id, _, _ in failed), *(item.sample_id for item in items)])
+            raise RuntimeError(recording.gone(self.settings.label_field))
         return outcomes
+
+    def _take_back(self, sample_ids: list[str]) -> None:
+        """Samples count as done only with maps of the run that their label field has: they are to be done again."""
+        fields = dict.fromkeys(self.record.fields, "")
+        bulk_write(self.dataset, [UpdateOne({"_id": ObjectId(one)}, {"$unset": fields}) for one in sample_ids])
+        if self.files:
+            for one in sample_ids:
+                self.files.remove(one)
 
     def _nothing(self, sample_id: str, problem: str) -> dict[str, Any]:
         """A sample that failed has none of the run's labels, and no files."""

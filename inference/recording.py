@@ -107,13 +107,21 @@ def open_record(
                 versions={"fiftyone": fo.__version__, "torch": torch.__version__},
                 previous=tuple(previous),
             )
-            if old:  # what was done with the old settings is to be done again; its maps stay until then
-                status = runs.field_name(label_field, "status")
-                dataset.match({status: runs.DONE}).set_field(status, None).save(status)
+        replaced = old is not None and record.run_id != old.run_id
+        if replaced:
+            _undo_done(dataset, label_field)
         if record != old:
             runs.save_record(dataset, record)
+        if replaced:  # what another process has done in between; from now on it sees that its run is gone
+            _undo_done(dataset, label_field)
         runs.style(dataset, label_field, joint_set, fields)
     return record
+
+
+def _undo_done(dataset: fo.Dataset, label_field: str) -> None:
+    """What was done with the old settings is to be done again; its maps stay until then."""
+    status = runs.field_name(label_field, "status")
+    dataset.match({status: runs.DONE}).set_field(status, None).save(status)
 
 
 def close_record(dataset: fo.Dataset, label_field: str, written: tuple[str, ...]) -> None:
