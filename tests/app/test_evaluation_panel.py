@@ -86,7 +86,7 @@ def assert_shown(app: App, expected: fo.DatasetView) -> None:
     app.settle()
     answers = [answer for answer in app.responses if "paginateSamples" in (answer.request.post_data or "")]
     edges = answers[-1].json()["data"]["samples"]["edges"]
-    assert [edge["node"]["sample"]["_id"] for edge in edges] == [{"$oid": value} for value in expected.values("id")]
+    assert [edge["node"]["sample"]["_id"] for edge in edges] == expected.values("id")
 
 
 def assert_count(app: App, count: int) -> None:
