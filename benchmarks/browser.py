@@ -159,8 +159,9 @@ class App:
         self.settle()
 
     def button(self, label: str) -> Locator:
-        """A button of a panel, by what a screen reader would say."""
-        return self.page.locator(f'button[aria-label="{label}"]:visible').first
+        """A button of a panel, by what a screen reader would say; where a sample is open, of the panel in it."""
+        surface = '[data-cy="modal"] ' if self.page.locator('[data-cy="modal"]').count() else ""
+        return self.page.locator(f'{surface}button[aria-label="{label}"]:visible').first
 
     def press(self, label: str) -> None:
         """Click a panel's button and wait for what the App fetches then."""
@@ -174,11 +175,13 @@ class App:
         )
 
     def open_sample(self, index: int) -> None:
-        """Open a photo of the grid. A click on one that is still being painted is lost."""
+        """Open a photo of the grid. A click while it is being painted is lost; one on its upper part selects it."""
         modal = self.page.locator('[data-cy="modal"]')
+        photo = self.page.locator('[data-cy="looker"]').nth(index)
         for _ in range(10):
             with contextlib.suppress(TimeoutError):
-                self.page.locator('[data-cy="looker"]').nth(index).click(timeout=8_000)
+                box = photo.bounding_box() or {"width": 2, "height": 2}
+                photo.click(position={"x": box["width"] / 2, "y": box["height"] - 8}, timeout=8_000)
                 modal.wait_for(timeout=8_000)
                 break
         self.settle()

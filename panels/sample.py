@@ -46,8 +46,14 @@ class SampleHeatmapsPanel(Controls):
     def on_load(self, ctx: foo.ExecutionContext) -> None:
         ctx.panel.set_state("scripted", False)
         ctx.panel.set_state("fields", list(ctx.active_fields))
-        ctx.prompt(SCRIPT, {}, on_success=self.on_script, skip_prompt=True)
         self._look(ctx)
+
+    def execute(self, ctx: foo.ExecutionContext) -> Any:
+        result = super().execute(ctx)
+        if ctx.params.get("__method__") == "on_load":
+            # Last of all: where there is no such operator, the App does nothing of what it was told after this.
+            ctx.prompt(SCRIPT, {}, on_success=self.on_script, skip_prompt=True)
+        return result
 
     def on_change_current_sample(self, ctx: foo.ExecutionContext) -> None:
         self._look(ctx)
