@@ -77,7 +77,8 @@ def photograph_panels() -> None:
         app.press("left shoulder")
         app.page.mouse.move(0, 0)
         app.settle()
-        save(_picture(app.page.screenshot()), "panel-sample.png")
+        # without the sidebar, which names the photo's folder on this machine
+        save(_picture(app.page.screenshot()).crop((38, 36, 1163, 1264)), "panel-sample.png")
 
 
 def _picture(png: bytes) -> Image.Image:

@@ -113,7 +113,7 @@ def test_next_sample_bars_and_people(posed: fo.Dataset, app: App):
 
 
 def test_without_the_script_the_panel_shows_the_choice_in_its_own_picture(posed: fo.Dataset, app: App):
-    app.page.route("**/index.umd.js*", lambda route: route.abort())
+    app.page.route("**/index.umd.js*", lambda route: route.fulfill(content_type="text/javascript", body=""))
     app.open(posed.name)
     app.open_sample(0)
     app.open_panel(PANEL)
