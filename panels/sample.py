@@ -51,7 +51,7 @@ class SampleHeatmapsPanel(Controls):
     def execute(self, ctx: foo.ExecutionContext) -> Any:
         result = super().execute(ctx)
         if ctx.params.get("__method__") == "on_load":
-            # Last of all: where there is no such operator, the App does nothing of what it was told after this.
+            # Last of all, when the panel is drawn already.
             ctx.prompt(SCRIPT, {}, on_success=self.on_script, skip_prompt=True)
         return result
 

@@ -112,19 +112,6 @@ def test_next_sample_bars_and_people(posed: fo.Dataset, app: App):
     assert app.page.get_by_text("Nobody was found in this sample.").count() == 0
 
 
-def test_without_the_script_the_panel_shows_the_choice_in_its_own_picture(posed: fo.Dataset, app: App):
-    app.page.route("**/index.umd.js*", lambda route: route.fulfill(content_type="text/javascript", body=""))
-    app.open(posed.name)
-    app.open_sample(0)
-    app.open_panel(PANEL)
-    maximum = picture(app)
-    app.press("nose")
-    expect(app.button("nose")).to_have_attribute("aria-pressed", "true", timeout=PATIENCE)
-    until(app, lambda: picture(app) != maximum)
-    assert is_on(app, "pose_max")
-    assert app.page.get_by_text("Something went wrong").count() == 0
-
-
 def test_two_runs_beside_each_other(posed: fo.Dataset, tmp_path: Path, app: App):
     settings = pipeline.Settings(label_field="other", maps=("max",), input_size=384, maps_dir=str(tmp_path / "other"))
     pipeline.run(posed.view(), settings)
