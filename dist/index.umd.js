@@ -1,6 +1,5 @@
 // Reaches the sidebar of an open sample, which FiftyOne's Python operators do not: set_active_fields sets the grid's.
-// `activeFields` is part of the App's state, not of a documented interface. Where it is missing, nothing is registered
-// here, and the panel shows what was chosen in its own picture.
+// `activeFields` is part of the App's state, not of a documented interface. Where it is missing, nothing is registered.
 (() => {
   const { __foo__: operators, __fop__: plugins, __fos__: state, __fosp__: spaces, recoil, React } = window;
   if (!operators?.registerOperator || !state?.activeFields || !spaces?.usePanelId || !recoil) return;

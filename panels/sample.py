@@ -26,8 +26,8 @@ What the model saw in this sample: the maps on the photo, how high each joint's 
 class SampleHeatmapsPanel(Controls):
     """The sidebar of an open sample is out of a Python panel's reach: FiftyOne sets and tells only the grid's fields.
 
-    A script in the App reaches it. Where that answers, the sample itself follows the panel and the panel its sidebar.
-    Where it does not, the panel shows what was chosen in its own picture alone.
+    A script in the App reaches it, and has to be there: asked for an answer that nobody gives, FiftyOne 1.22 leaves the
+    panel empty.
     """
 
     @property
