@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--model", default=checkpoints.DEFAULT_MODEL)
     parser.add_argument("--checkpoint", help="local weights for that model")
     parser.add_argument("--images", type=Path, help="folder of images; without it, 640x480 cut from the demo photos")
-    parser.add_argument("--count", type=int, default=100, help="images in the measured run (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=500, help="images in the measured run (default: %(default)s)")
     parser.add_argument("--storage", choices=STORAGES, default="files")
     parser.add_argument("--maps", nargs="+", default=["max", "joints"], help="max, joints, or names of joints")
     parser.add_argument("--batch-size", type=int, help="of the run; automatic without it")
