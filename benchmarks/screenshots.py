@@ -74,7 +74,7 @@ def photograph_panels() -> None:
         app.settle()
         app.open_sample(0)
         app.open_panel("pose_heatmaps_sample")
-        app.press("left shoulder")
+        app.press("Show the joints: arms")
         app.page.mouse.move(0, 0)
         app.settle()
         # without the sidebar, which names the photo's folder on this machine

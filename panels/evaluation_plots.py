@@ -33,9 +33,7 @@ def joint_of(label: str) -> str:
 
 def draw(parent: types.Object, name: str, data: list[dict[str, Any]], layout: dict[str, Any], on_click: Any) -> None:
     """Put a plot into a panel, as wide as the panel is."""
-    # FiftyOne's box around a plot is as high as the panel, and 700 pixels wide where nothing else says how wide it is.
-    style: dict[str, Any] = {"width": 0, "minWidth": "100%", "height": layout["height"], "overflow": "hidden"}
-    box = view.column(parent, f"{name}_box", alignItems="stretch", **style)
+    box = view.plot_box(parent, f"{name}_box", layout["height"])
     box.plot(name, data=data, layout=layout, config={"displayModeBar": False}, on_click=on_click)
 
 

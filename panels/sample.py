@@ -214,7 +214,7 @@ class SampleHeatmapsPanel(Controls):
     ) -> None:
         if not peaks:
             return
-        part = view.section(body, "peaks", "Highest value of each joint's map")
+        view.section(body, "peaks", "Highest value of each joint's map")
         joints = list(peaks)[::-1]
         bars = {
             "type": "bar",
@@ -230,11 +230,12 @@ class SampleHeatmapsPanel(Controls):
                 "opacity": [1 if not shown or joint in shown else 0.35 for joint in joints],
             },
         }
-        part.plot(
+        height = 24 * len(joints) + 40
+        view.plot_box(body, "peaks_box", height).plot(
             "chart",
             data=[bars],
             layout={
-                "height": 24 * len(joints) + 40,
+                "height": height,
                 "margin": {"l": 100, "r": 30, "t": 4, "b": 24},
                 "xaxis": {"range": [0, 1.08], "tickvals": [0, 0.25, 0.5, 0.75, 1], "fixedrange": True},
                 "yaxis": {"fixedrange": True, "ticksuffix": "  "},
@@ -243,7 +244,7 @@ class SampleHeatmapsPanel(Controls):
             },
             config={"displayModeBar": False, "scrollZoom": False},
             on_click=self.show_bar,
-            height=f"{24 * len(joints) + 40}px",
+            height=f"{height}px",
         )
 
 

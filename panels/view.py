@@ -89,6 +89,12 @@ def _stack(parent: types.Object, name: str, style: Style, place: Style | None = 
     )
 
 
+def plot_box(parent: types.Object, name: str, height: int) -> types.Object:
+    """What a plot of this height, pixels, goes into, to be as wide as the panel."""
+    # FiftyOne's own box is as high as the panel, and 700 pixels wide where nothing else says how wide it is.
+    return column(parent, name, alignItems="stretch", width=0, minWidth="100%", height=f"{height}px", overflow="hidden")
+
+
 def segments(parent: types.Object, name: str) -> types.Object:
     """Buttons of which one is on, joined to one piece."""
     joined: Style = {
