@@ -26,8 +26,9 @@ What the model saw in this sample: the maps on the photo, how high each joint's 
 class SampleHeatmapsPanel(Controls):
     """The sidebar of an open sample is out of a Python panel's reach: FiftyOne sets and tells only the grid's fields.
 
-    A script in the App reaches it, and has to be there: asked for an answer that nobody gives, FiftyOne 1.22 leaves the
-    panel empty.
+    A script in the App reaches it where it can, and says so when the panel opens. Elsewhere the panel's own picture shows
+    the maps. The script itself has to be there: asked for an answer that nobody gives, FiftyOne 1.22 leaves the panel
+    empty.
     """
 
     @property
@@ -59,9 +60,11 @@ class SampleHeatmapsPanel(Controls):
         self._look(ctx)
 
     def on_script(self, ctx: foo.ExecutionContext) -> None:
-        """The script has answered, with the fields that the open sample shows."""
-        ctx.panel.set_state("scripted", True)
-        self._follow(ctx, ctx.params["result"]["fields"])
+        """The script has answered, with the fields that the open sample shows, or None where it cannot tell."""
+        fields = ctx.params["result"]["fields"]
+        if fields is not None:
+            ctx.panel.set_state("scripted", True)
+            self._follow(ctx, fields)
 
     def on_sidebar(self, ctx: foo.ExecutionContext) -> None:
         """Somebody changed the sidebar of the open sample."""

@@ -124,3 +124,22 @@ def test_two_runs_beside_each_other(posed: fo.Dataset, tmp_path: Path, app: App)
     assert beside.get_attribute("src") not in ("", None, picture(app))
     app.press("Show no other run beside it")
     until(app, lambda: beside.count() == 0)
+
+
+def test_where_the_open_sample_is_out_of_reach_the_panel_still_shows_its_maps(posed: fo.Dataset, app: App):
+    app.page.add_init_script(
+        """let state;
+        Object.defineProperty(window, "__fos__", {
+            get: () => state, set: (value) => { state = { ...value, activeFields: undefined } },
+        });"""
+    )
+    app.open(posed.name)
+    app.open_sample(0)
+    app.open_panel(PANEL)
+    maximum = picture(app)
+    app.press("nose")
+    until(app, lambda: picture(app) != maximum)
+    assert "nose" in app.lit()
+    assert is_on(app, "pose_max"), "the sample itself keeps what it showed"
+    assert not is_on(app, "pose_nose")
+    assert app.page.get_by_text("Something went wrong").count() == 0
