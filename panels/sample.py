@@ -26,9 +26,9 @@ What the model saw in this sample: the maps on the photo, how high each joint's 
 class SampleHeatmapsPanel(Controls):
     """The sidebar of an open sample is out of a Python panel's reach: FiftyOne sets and tells only the grid's fields.
 
-    A script in the App reaches it where it can, and says so when the panel opens. Elsewhere the panel's own picture shows
-    the maps. The script itself has to be there: asked for an answer that nobody gives, FiftyOne 1.22 leaves the panel
-    empty.
+    A script in the App reaches it where it can, and says so when the panel opens. Elsewhere the panel's own picture
+    shows the maps. The script itself has to be there: asked for an answer that nobody gives, FiftyOne 1.22 leaves the
+    panel empty.
     """
 
     @property
