@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from playwright.sync_api import Locator, Page, Response, TimeoutError, sync_playwright
@@ -101,6 +101,14 @@ class App:
             if len(self.responses) != seen:
                 seen, last = len(self.responses), time.monotonic()
 
+    def until(self, condition: Callable[[], bool], limit: float = 90.0) -> None:
+        """Wait until a condition holds; fails after `limit` seconds. The sidebar, the panel and the photos
+        each come to show a change in their own time."""
+        deadline = time.monotonic() + limit
+        while not condition():
+            assert time.monotonic() < deadline, "What was waited for did not come."
+            self.page.wait_for_timeout(300)
+
     def media(self, folder: Path | str) -> list[str]:
         """The file paths below `folder` that the App has asked for."""
         paths = []
@@ -139,6 +147,16 @@ class App:
     def pixels(self, selector: str = '[data-cy="looker"]', index: int = 0) -> bytes:
         """A PNG of one element: of the grid's first image unless told otherwise."""
         return self.page.locator(selector).nth(index).screenshot()
+
+    def painted(self, index: int = 0) -> bytes:
+        """The same of one of the grid's images, once it no longer changes."""
+        former = self.pixels(index=index)
+        for _ in range(60):
+            self.page.wait_for_timeout(500)
+            if (now := self.pixels(index=index)) == former:
+                break
+            former = now
+        return former
 
     def open_panel(self, name: str, label: str = "Pose heatmaps") -> None:
         """Open a panel beside the grid, or in the open sample beside it, unless it is there."""
@@ -185,6 +203,14 @@ class App:
                 modal.wait_for(timeout=8_000)
                 break
         self.settle()
+
+    def close_sample(self) -> None:
+        """Close the open sample. A key that is pressed while its photo is being loaded is lost."""
+        for _ in range(10):
+            self.page.keyboard.press("Escape")
+            with contextlib.suppress(TimeoutError):
+                self.page.locator('[data-cy="modal"]').wait_for(state="hidden", timeout=8_000)
+                break
 
     def prompt(self, label: str) -> Locator:
         """Open an operator's form through the operator browser; returns the form."""

@@ -83,10 +83,13 @@ def assert_shown(app: App, expected: fo.DatasetView) -> None:
     """The grid comes to show these samples and no others."""
     assert 0 < len(expected) < COUNT
     assert_count(app, len(expected))
-    app.settle()
+    app.until(lambda: page_of_samples(app) == expected.values("id"))
+
+
+def page_of_samples(app: App) -> list[str]:
+    """The ids of the page of samples that the grid asked for last."""
     answers = [answer for answer in app.responses if "paginateSamples" in (answer.request.post_data or "")]
-    edges = answers[-1].json()["data"]["samples"]["edges"]
-    assert [edge["node"]["sample"]["_id"] for edge in edges] == expected.values("id")
+    return [edge["node"]["sample"]["_id"] for edge in answers[-1].json()["data"]["samples"]["edges"]]
 
 
 def assert_count(app: App, count: int) -> None:
@@ -98,14 +101,14 @@ def test_clicks_bring_up_the_samples(evaluated: fo.Dataset, app: App):
     app.open(evaluated.name)
     assert_count(app, COUNT)
     panel = open_panel(app)
-    assert panel.get_by_text("labelled joints found").count()
+    panel.get_by_text("labelled joints found").first.wait_for(timeout=60_000)
     knee = COCO.joints.index("left_knee")
 
     click_bar(app, plot(panel, 0), 1, knee)
     swapped = summary.select(evaluated, "eval", joint="left_knee", status="swapped")
     assert_shown(app, swapped)
-    assert panel.get_by_text("Shown: left knee swapped").count()
-    assert app.is_on("pose_left_knee")
+    panel.get_by_text("Shown: left knee swapped").first.wait_for(timeout=60_000)
+    app.until(lambda: app.is_on("pose_left_knee"))
 
     panel.get_by_role("button", name="All samples").click()
     assert_count(app, COUNT)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import fiftyone as fo
 from fiftyone.operators.delegated import DelegatedOperationService
+from playwright.sync_api import expect
 
 from benchmarks.browser import App
 
@@ -20,7 +21,7 @@ def test_the_form_says_what_will_happen_runs_and_shows_the_maximum(dataset, phot
     notice.wait_for()
     form.get_by_label("Maximum only").check()
     form.get_by_text("6 images, 1 heatmap field,").wait_for()
-    assert notice.count() == 0, "the notice is computed anew when the form changes"
+    expect(notice).to_have_count(0)  # the notice is computed anew when the form changes
     form.get_by_label("Maximum and every joint").check()
     notice.wait_for()
 
@@ -31,10 +32,11 @@ def test_the_form_says_what_will_happen_runs_and_shows_the_maximum(dataset, phot
     made.reload()
     assert made.values("pose_status") == ["done"] * 6
     maps = made.values("pose_max.map_path")
-    assert app.is_on("pose_max")
+    app.until(lambda: app.is_on("pose_max"))
     assert not app.is_on("pose_nose")
-    assert sorted(app.media(Path(made.first().pose_max.map_path).parents[2])) == sorted(maps)
-    assert app.pixels() != bare
+    folder = Path(made.first().pose_max.map_path).parents[2]
+    app.until(lambda: sorted(app.media(folder)) == sorted(maps))
+    app.until(lambda: app.pixels() != bare)
 
 
 def test_the_form_refuses_a_field_of_another_type(dataset, photos: Path, app: App):
@@ -44,8 +46,7 @@ def test_the_form_refuses_a_field_of_another_type(dataset, photos: Path, app: Ap
 
     form = app.prompt(LABEL)
     form.get_by_text("The dataset has a field 'pose_max' of type StringField").wait_for()
-    execute = form.get_by_role("button", name="Execute")
-    assert execute.is_disabled()
+    expect(form.get_by_role("button", name="Execute")).to_be_disabled()
 
 
 def test_the_form_splits_a_run_into_operations_for_workers(dataset, photos: Path, tmp_path: Path, app: App):

@@ -57,13 +57,13 @@ def test_all_fields_add_at_most_10_kilobytes_a_sample_and_no_map_is_fetched_unti
     count, posed_bytes = app.grid_page()
     assert count == 20
     assert 0 < posed_bytes - plain_bytes <= 20 * 10_000
-    assert not app.is_on("pose_max")
+    app.until(lambda: not app.is_on("pose_max"))
     assert app.media(maps_dir) == []
 
-    before = app.pixels()
+    before = app.painted()
     app.switch("pose_max", on=True)
-    assert sorted(app.media(maps_dir)) == sorted(posed.values("pose_max.map_path"))
-    change = np.abs(decode(app.pixels()) - decode(before)).max(axis=2)
+    app.until(lambda: sorted(app.media(maps_dir)) == sorted(posed.values("pose_max.map_path")))
+    change = np.abs(decode(app.painted()) - decode(before)).max(axis=2)
     assert 0.005 < (change > 10).mean() < 0.6, "the map is painted on a part of the photo"
 
 
@@ -88,7 +88,7 @@ def test_maps_lie_over_a_photo_as_the_app_turns_it(dataset, photos: Path, tmp_pa
     for index, name in enumerate(["upright", "turned"]):
         for state in ["on", "off"]:
             app.switch("pose_max", on=state == "on")
-            shown[name, state] = decode(app.pixels(index=index))
+            shown[name, state] = decode(app.painted(index=index))
     # the App gives the turned photo's tile the shape of the stored pixels, and shows the photo in its middle
     height, width = shown["upright", "on"].shape[:2]
     for state in ["on", "off"]:
@@ -114,10 +114,10 @@ def test_people_with_absent_joints_load(dataset, photos: Path, app: App):
     made.save()
 
     app.open(made.name)
-    assert app.is_on("pose_keypoints")
-    painted = decode(app.pixels())
+    app.until(lambda: app.is_on("pose_keypoints"))
+    painted = decode(app.painted())
     app.switch("pose_keypoints", on=False)
-    bare = decode(app.pixels())
+    bare = decode(app.painted())
     assert (np.abs(painted - bare).max(axis=2) > 10).any(), "the joints that are there are painted"
     app.page.locator('[data-cy="looker"]').first.click()
     app.page.wait_for_selector('[data-cy="modal"]')

@@ -1,6 +1,5 @@
 """The panel beside the grid: what it makes the App fetch and paint, and whether it says what is shown."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -33,14 +32,6 @@ def fetched(app: App, folder: Path) -> set[str]:
     return names
 
 
-def until(app: App, condition: Callable[[], bool]) -> None:
-    for _ in range(PATIENCE // 500):
-        if condition():
-            return
-        app.page.wait_for_timeout(500)
-    assert condition()
-
-
 def shown(app: App, fields: list[str]) -> set[str]:
     """What the sidebar says."""
     return {field for field in fields if app.is_on(field)}
@@ -50,11 +41,11 @@ def test_each_control_fetches_and_paints_its_maps_and_no_others(posed: fo.Datase
     maps = tmp_path / "maps"
     app.open(posed.name)
     app.open_panel(PANEL)
-    assert {"Show the maximum over all joints", "Hide the skeletons"} <= app.lit()
+    app.until(lambda: {"Show the maximum over all joints", "Hide the skeletons"} <= app.lit())
     app.press("Hide the skeletons")
     app.press("Show no maps")
-    assert not app.is_on("pose_max")
-    bare = app.pixels()
+    app.until(lambda: not app.is_on("pose_max") and not app.is_on("pose_keypoints"))
+    bare = app.painted()
 
     fetched(app, maps)
     pictures = {}
@@ -68,27 +59,26 @@ def test_each_control_fetches_and_paints_its_maps_and_no_others(posed: fo.Datase
         "Show the maximum over all joints": {"max"},
     }.items():
         app.press(label)
-        until(
-            app,
+        app.until(
             lambda names=joints: (
                 shown(app, [f"pose_{n}" for n in ("max", *COCO.joints)]) == {f"pose_{n}" for n in names}
-            ),
+            )
         )
         app.settle(quiet=3)  # on a busy machine the last maps come late, and would count for the next control
         assert fetched(app, maps) <= joints, label
-        pictures[label] = app.pixels()
+        pictures[label] = app.painted()
         assert pictures[label] != bare, label
     assert pictures["nose"] == pictures["Previous joint"]
     assert len(set(pictures.values())) == len(pictures) - 1
 
     app.press("left wrist")
-    until(app, lambda: "left wrist" in app.lit())
+    app.until(lambda: "left wrist" in app.lit())
     app.press("left ankle")
-    until(app, lambda: {"left wrist", "left ankle"} <= app.lit())
+    app.until(lambda: {"left wrist", "left ankle"} <= app.lit())
     app.press("left wrist")
-    until(app, lambda: "left wrist" not in app.lit())
+    app.until(lambda: "left wrist" not in app.lit())
     app.press("Show no maps")
-    until(app, lambda: app.pixels() == bare)
+    app.until(lambda: app.pixels() == bare)
 
 
 def test_maps_that_were_not_fetched_yet_are_fetched_when_they_are_chosen(posed: fo.Dataset, tmp_path: Path, app: App):
@@ -96,7 +86,7 @@ def test_maps_that_were_not_fetched_yet_are_fetched_when_they_are_chosen(posed: 
     app.open_panel(PANEL)
     fetched(app, tmp_path / "maps")
     app.press("right hip")
-    until(app, lambda: app.is_on("pose_right_hip"))
+    app.until(lambda: app.is_on("pose_right_hip"))
     app.settle()
     assert fetched(app, tmp_path / "maps") == {"right_hip"}
     assert app.is_on("pose_keypoints"), "other fields stay as they are"
@@ -108,7 +98,7 @@ def test_it_agrees_with_the_sidebar_after_a_reload_and_in_each_window(posed: fo.
     app.press("right knee")
     app.switch("pose_left_knee", on=True)
     expect(app.button("left knee")).to_have_attribute("aria-pressed", "true", timeout=PATIENCE)
-    assert {"left knee", "right knee"} <= app.lit()
+    app.until(lambda: {"left knee", "right knee"} <= app.lit())
 
     browser = app.page.context.browser
     assert browser
@@ -116,7 +106,7 @@ def test_it_agrees_with_the_sidebar_after_a_reload_and_in_each_window(posed: fo.
     other.open(posed.name)
     other.open_panel(PANEL)
     other.press("nose")
-    until(other, lambda: "nose" in other.lit())
+    other.until(lambda: "nose" in other.lit())
     assert "nose" not in app.lit()
     assert app.is_on("pose_left_knee"), "the choice of joints is each window's own"
     other.page.close()
@@ -124,8 +114,8 @@ def test_it_agrees_with_the_sidebar_after_a_reload_and_in_each_window(posed: fo.
     app.open(posed.name)
     app.open_panel(PANEL)
     joints = {joint.replace("_", " "): f"pose_{joint}" for joint in COCO.joints}
-    until(app, lambda: app.lit() & joints.keys() == {label for label, field in joints.items() if app.is_on(field)})
-    assert ("Show the maximum over all joints" in app.lit()) == app.is_on("pose_max")
+    app.until(lambda: app.lit() & joints.keys() == {label for label, field in joints.items() if app.is_on(field)})
+    app.until(lambda: ("Show the maximum over all joints" in app.lit()) == app.is_on("pose_max"))
 
 
 def test_finds_change_the_view_and_lead_back(posed: fo.Dataset, app: App):
@@ -142,17 +132,17 @@ def test_finds_change_the_view_and_lead_back(posed: fo.Dataset, app: App):
     app.page.get_by_text(f"{6 - nobody} of {6 - nobody} samples in this view").wait_for(timeout=PATIENCE)
     app.press("Back to the former view")
     whole.wait_for(timeout=PATIENCE)
-    assert app.button("Back to the former view").count() == 0
+    expect(app.button("Back to the former view")).to_have_count(0, timeout=PATIENCE)
 
 
 def test_colours_by_value_and_by_joint(posed: fo.Dataset, app: App):
     app.open(posed.name)
     app.open_panel(PANEL)
-    by_joint = app.pixels()
+    by_joint = app.painted()
     app.press("A colour scale, low to high")
-    until(app, lambda: app.pixels() != by_joint)
+    app.until(lambda: app.pixels() != by_joint)
     app.press("A colour for each joint")
-    until(app, lambda: app.pixels() == by_joint)
+    app.until(lambda: app.pixels() == by_joint)
 
 
 def test_two_runs_one_with_its_maximum_only_and_fields_that_are_deleted(posed: fo.Dataset, tmp_path: Path, app: App):
@@ -165,8 +155,8 @@ def test_two_runs_one_with_its_maximum_only_and_fields_that_are_deleted(posed: f
     for name, count in (("pose", 6), ("other", 2)):  # a run's maps take the place of the former one's
         app.page.get_by_role("button", name=title).filter(has_text=name).click()
         app.page.get_by_text(f"{count} of 6 samples in this view have its maps.").wait_for(timeout=PATIENCE)
-        until(app, lambda: [run for run in ("pose", "other") if app.is_on(f"{run}_max")] == [name])  # noqa: B023
-    assert app.button("Show the joints, each in its own colour").is_disabled()
+        app.until(lambda: [run for run in ("pose", "other") if app.is_on(f"{run}_max")] == [name])  # noqa: B023
+    expect(app.button("Show the joints, each in its own colour")).to_be_disabled(timeout=PATIENCE)
 
     posed.delete_sample_fields(["other_max"])
     app.press("Show no maps")
@@ -187,7 +177,7 @@ def test_heatmaps_without_a_run_are_adopted(dataset, photos: Path, tmp_path: Pat
     app.page.get_by_text("crowd: 14 heatmap fields").wait_for(timeout=PATIENCE)
     app.press("Control them with this panel")
     app.press("neck")
-    assert app.is_on("crowd_neck")
+    app.until(lambda: app.is_on("crowd_neck"))
     made.reload()
     assert runs.read_record(made, "crowd").joints == CROWDPOSE.joints
 

@@ -1,6 +1,5 @@
 """The panel in an open sample: its picture, its numbers, and the sample that follows it."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import fiftyone as fo
@@ -30,14 +29,6 @@ def picture(app: App) -> str:
     return image.get_attribute("src") or ""
 
 
-def until(app: App, condition: Callable[[], bool]) -> None:
-    for _ in range(PATIENCE // 500):
-        if condition():
-            return
-        app.page.wait_for_timeout(500)
-    assert condition()
-
-
 def is_on(app: App, field: str) -> bool:
     """Whether the sidebar of the open sample says that a field is on."""
     return app.page.locator(f'[data-cy="modal"] [data-cy="checkbox-{field}"] input').first.is_checked()
@@ -47,30 +38,31 @@ def test_the_open_sample_follows_the_panel_and_the_panel_the_sample(posed: fo.Da
     app.open(posed.name)
     app.open_sample(0)
     app.open_panel(PANEL)
-    assert "Show the maximum over all joints" in app.lit()
+    app.until(lambda: "Show the maximum over all joints" in app.lit())
     maximum = picture(app)
 
     app.responses.clear()
     app.press("nose")
-    until(app, lambda: is_on(app, "pose_nose") and not is_on(app, "pose_max"))
-    until(app, lambda: picture(app) != maximum)
+    app.until(lambda: is_on(app, "pose_nose") and not is_on(app, "pose_max"))
+    app.until(lambda: picture(app) != maximum)
+    app.settle(quiet=3)
     assert {Path(path).name for path in app.media(tmp_path / "maps")} == {"nose.png"}
     nose = picture(app)
 
     app.page.locator('[data-cy="modal"] [data-cy="checkbox-pose_left_eye"]').first.click()
     expect(app.button("left eye")).to_have_attribute("aria-pressed", "true", timeout=PATIENCE)
-    until(app, lambda: picture(app) not in (nose, maximum))
+    app.until(lambda: picture(app) not in (nose, maximum))
     app.press("left eye")
-    until(app, lambda: picture(app) == nose)
+    app.until(lambda: picture(app) == nose)
 
     threshold = app.page.locator('[data-cy="modal"] input[type="range"]').nth(1)
     threshold.focus()
     threshold.press("End")
-    until(app, lambda: picture(app) != nose)
+    app.until(lambda: picture(app) != nose)
     above_all = picture(app)
     app.press("Show no maps")
-    until(app, lambda: not is_on(app, "pose_nose"))
-    assert picture(app) == above_all, "no value reaches a threshold of 1"
+    app.until(lambda: not is_on(app, "pose_nose"))
+    app.until(lambda: picture(app) == above_all)  # no value reaches a threshold of 1
 
     app.press("Colour by value")
     app.press("nose")
@@ -84,7 +76,7 @@ def test_next_sample_bars_and_people(posed: fo.Dataset, app: App):
     first = picture(app)
     bars = app.page.locator('[data-cy="modal"] .barlayer .point')
     bars.first.wait_for(timeout=PATIENCE)
-    assert bars.count() == 17
+    expect(bars).to_have_count(17, timeout=PATIENCE)
     person = posed.first().pose_keypoints.keypoints[0]
     app.page.get_by_text(f"{person.score:.2f}", exact=True).first.wait_for(timeout=PATIENCE)
 
@@ -95,21 +87,20 @@ def test_next_sample_bars_and_people(posed: fo.Dataset, app: App):
     expect(app.button("nose")).to_have_attribute("aria-pressed", "true", timeout=PATIENCE)
     app.page.get_by_text(f"{person.confidence[0]:.2f}", exact=True).first.wait_for(timeout=PATIENCE)
 
+    app.until(lambda: picture(app) != first)
     nose = picture(app)
-    assert nose != first
     app.page.mouse.move(300, 500)
     app.page.keyboard.press("ArrowRight")
-    until(app, lambda: picture(app) != nose)
+    app.until(lambda: picture(app) != nose)
     expect(app.button("nose")).to_have_attribute("aria-pressed", "true", timeout=PATIENCE)
     app.page.keyboard.press("ArrowRight")
     app.page.get_by_text("Nobody was found in this sample.").wait_for(timeout=PATIENCE)
 
-    app.page.keyboard.press("Escape")
-    app.page.locator('[data-cy="modal"]').wait_for(state="hidden", timeout=PATIENCE)
+    app.close_sample()
     app.open_sample(1)
     app.open_panel(PANEL)
-    until(app, lambda: picture(app) != nose)
-    assert app.page.get_by_text("Nobody was found in this sample.").count() == 0
+    app.until(lambda: picture(app) != nose)
+    expect(app.page.get_by_text("Nobody was found in this sample.")).to_have_count(0, timeout=PATIENCE)
 
 
 def test_two_runs_beside_each_other(posed: fo.Dataset, tmp_path: Path, app: App):
@@ -121,9 +112,9 @@ def test_two_runs_beside_each_other(posed: fo.Dataset, tmp_path: Path, app: App)
     app.press("Show the run pose beside it")
     beside = app.page.get_by_alt_text("The same with pose")
     beside.wait_for(timeout=PATIENCE)
-    assert beside.get_attribute("src") not in ("", None, picture(app))
+    app.until(lambda: beside.get_attribute("src") not in ("", None, picture(app)))
     app.press("Show no other run beside it")
-    until(app, lambda: beside.count() == 0)
+    app.until(lambda: beside.count() == 0)
 
 
 def test_where_the_open_sample_is_out_of_reach_the_panel_still_shows_its_maps(posed: fo.Dataset, app: App):
@@ -138,8 +129,8 @@ def test_where_the_open_sample_is_out_of_reach_the_panel_still_shows_its_maps(po
     app.open_panel(PANEL)
     maximum = picture(app)
     app.press("nose")
-    until(app, lambda: picture(app) != maximum)
-    assert "nose" in app.lit()
+    app.until(lambda: picture(app) != maximum)
+    app.until(lambda: "nose" in app.lit())
     assert is_on(app, "pose_max"), "the sample itself keeps what it showed"
     assert not is_on(app, "pose_nose")
     assert app.page.get_by_text("Something went wrong").count() == 0

@@ -6,6 +6,7 @@ import cv2
 import fiftyone as fo
 import fiftyone.operators as foo
 import pytest
+from playwright.sync_api import expect
 
 from benchmarks.browser import App
 from inference import pipeline
@@ -62,7 +63,7 @@ def test_similar_poses_are_found_from_the_grid(posed: fo.Dataset, app: App):
     app.page.locator('[data-cy="action-sort-by-similarity"]').click(timeout=60_000)
     app.page.get_by_text("Show similar samples").click()
     app.page.get_by_text("Completed").wait_for(timeout=60_000)
-    assert app.page.get_by_text("pose_poses · k=").count() == 1
+    expect(app.page.get_by_text("pose_poses · k=")).to_have_count(1, timeout=60_000)
 
     app.page.locator('[data-cy="new-panel-btn"]').first.click()
     app.page.get_by_text("Embeddings", exact=True).first.click()
