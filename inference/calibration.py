@@ -37,6 +37,10 @@ class Calibration:
             return maps
         slopes = [slope for _, slope in self._pieces()]
         rescaled = maps * slopes[0]
+        above = maps > self.knots[0][0]  # few pixels of a heatmap are beyond the first piece
+        values = maps[above]
+        bent = values * slopes[0]
         for (knot, _), slope, next_slope in zip(self.knots, slopes, slopes[1:], strict=False):
-            rescaled.add_(torch.relu_(maps - knot), alpha=next_slope - slope)
+            bent.add_(torch.relu(values - knot), alpha=next_slope - slope)
+        rescaled[above] = bent
         return rescaled
