@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from inference.geometry import resized_wh, warp_for
-from inference.grouping import DenseMaps, GroupingConfig, TagMap, group
+from inference.grouping import Enlarged, GroupingConfig, TagMap, group
 from inference.joints import COCO
 from inference.network import HigherHRNet, NetworkConfig
 from inference.predictor import merge_stages
@@ -120,7 +120,7 @@ def aggregation(reference: Path = GOLDEN) -> tuple[float, float]:
         for flip, mirrored in enumerate((None, outputs[2:])):
             heatmaps, tags = (t[0].numpy() for t in merge_stages(outputs[:2], mirrored, torch.tensor(COCO.flip)))
             network_map.append(relative_error(heatmaps[:, ::2, ::2], golden[f"network_flip{flip}"]))
-            ours = DenseMaps(heatmaps, shape).at(*np.mgrid[0 : len(COCO), 0 : shape[0] : 4, 0 : shape[1] : 4])
+            ours = Enlarged(heatmaps, shape).at(*np.mgrid[0 : len(COCO), 0 : shape[0] : 4, 0 : shape[1] : 4])
             aggregate.append(relative_error(ours, golden[f"heatmaps_flip{flip}"]))
             ours = TagMap(tags, shape).at(*np.mgrid[0 : len(COCO), 0 : shape[0] : 8, 0 : shape[1] : 8])
             aggregate.append(relative_error(ours, golden[f"tags_flip{flip}"]))

@@ -8,9 +8,8 @@ joint that a person lacks is taken where the heatmap is high and the tag fits.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -77,9 +76,9 @@ class Enlarged:
         self._factors = (values.shape[1] / shape[0], values.shape[2] / shape[1])
         # Channels last, as the network leaves them: no copy then.
         self._values = np.ascontiguousarray(values.transpose(1, 2, 0))
-        count, height, width = values.shape
-        self._rows = _neighbours(shape[0], self._factors[0], height, width * count)
-        self._columns = _neighbours(shape[1], self._factors[1], width, count)
+        self.count, height, width = values.shape
+        self._rows = _neighbours(shape[0], self._factors[0], height, width * self.count)
+        self._columns = _neighbours(shape[1], self._factors[1], width, self.count)
 
     def at(self, channels: Indices, ys: Indices, xs: Indices) -> Array:
         """The values of channels at pixels of the enlarged maps; the three are broadcast."""
@@ -92,6 +91,34 @@ class Enlarged:
         fx, fy = fx.take(xs), fy.take(ys)
         upper, lower = (flat.take(row + left) * (1 - fx) + flat.take(row + right) * fx for row in (top, bottom))
         return upper * (1 - fy) + lower * fy  # type: ignore[return-value]
+
+    def patches(self, threshold: float, margin: int) -> Iterator[tuple[int, int, int, Array]]:
+        """Of each channel with values above a threshold, the part that holds them all.
+
+        Args:
+            threshold: of the values before they are enlarged
+            margin: enlarged pixels around them that are right, too
+
+        Returns:
+            channel, first row, first column, and the enlarged values (rows, columns)
+        """
+        height, width, count = self._values.shape
+        zoom = self.shape[0] // height
+        whole = self.shape != (zoom * height, zoom * width)  # then a part would be enlarged to other places
+        around = 1 + math.ceil(margin / zoom) + 1  # interpolation reaches one pixel, there and at the patch's edge
+        high, channels = np.divmod(np.flatnonzero(self._values > threshold), count)
+        rows, columns = np.divmod(high, width)
+        for channel in np.unique(channels):
+            own = channels == channel
+            (top, bottom), (left, right) = (
+                (0, size) if whole else (max(at.min() - around, 0), min(at.max() + around + 1, size))
+                for at, size in ((rows[own], height), (columns[own], width))
+            )
+            patch = np.ascontiguousarray(self._values[top:bottom, left:right, channel])
+            if self._factors != (1, 1):
+                shape = self.shape if whole else (zoom * patch.shape[0], zoom * patch.shape[1])
+                patch = cv2.resize(patch, shape[::-1])
+            yield int(channel), zoom * top, zoom * left, patch
 
     def block_bounds(self, extreme: np.ufunc) -> Array:
         """Minimum or maximum of each block of the enlarged maps, or a bound of it: (rows, columns, C)."""
@@ -116,32 +143,6 @@ def _neighbours(count: int, factor: float, size: int, step: int) -> tuple[Indice
     source = np.minimum(np.maximum((positions + 0.5) * factor - 0.5, 0), size - 1).astype(np.float32)
     low = source.astype(np.intp)
     return low * step, np.minimum(low + 1, size - 1) * step, (source - low).astype(np.float32)
-
-
-class DenseMaps:
-    """Heatmaps enlarged as a whole; the same interface as :class:`Enlarged`.
-
-    Args:
-        heatmaps: (K, h, w) float32
-        shape: (H, W)
-    """
-
-    def __init__(self, heatmaps: Array, shape: tuple[int, int]):
-        self.shape = shape
-        self._small = Enlarged(heatmaps, shape)
-        self.values = planes = np.ascontiguousarray(heatmaps)  # K, H, W
-        if heatmaps.shape[1:] != shape:
-            self.values = np.empty((len(planes), *shape), np.float32)
-            for plane, enlarged in zip(planes, self.values, strict=True):  # faster than all at once in OpenCV
-                cv2.resize(plane, shape[::-1], dst=enlarged)
-
-    def at(self, joints: Indices, ys: Indices, xs: Indices) -> Array:
-        """The values of joints at pixels; the three are broadcast."""
-        return self.values.reshape(-1).take((joints * self.shape[0] + ys) * self.shape[1] + xs)
-
-    def block_bounds(self) -> Array:
-        """The largest value of each block, or a bound of it: (rows, columns, K)."""
-        return self._small.block_bounds(np.maximum)
 
 
 class TagMap:
@@ -195,7 +196,7 @@ def group(
     shape = shape or (heatmaps.shape[1], heatmaps.shape[2])
     if heatmaps.max() <= config.detection_threshold:  # nobody there: the usual case in many datasets
         return People(*(np.zeros((0, *rest), np.float32) for rest in ((len(heatmaps), 3), (len(heatmaps),), ())))
-    maps, tag_map = DenseMaps(heatmaps, shape), TagMap(tags, shape)
+    maps, tag_map = Enlarged(heatmaps, shape), TagMap(tags, shape)
     people = _match(_peaks(maps, tag_map, config), order, config)
     if config.adjust:
         found, joints = np.nonzero(people[:, :, 2] > 0)
@@ -213,21 +214,21 @@ def _within(positions: Indices, size: int) -> Indices:
     return np.minimum(np.maximum(positions, 0), size - 1)
 
 
-def _peaks(maps: DenseMaps, tag_map: TagMap, config: GroupingConfig) -> list[Array]:
+def _peaks(maps: Enlarged, tag_map: TagMap, config: GroupingConfig) -> list[Array]:
     """The candidates of each joint, highest first: (N, 3 + D) = x, y, value, tags."""
-    count, height, width = maps.values.shape
-    high = np.flatnonzero(maps.values > config.detection_threshold)
-    values = maps.values.reshape(-1).take(high)
-    rows, xs = np.divmod(high, width)
-    joints, ys = np.divmod(rows, height)
-    # Few pixels pass the threshold, and hardly any of them the comparison with the nearest neighbours.
-    reach = range(-(config.window // 2), config.window // 2 + 1)
-    for dy, dx in sorted(itertools.product(reach, reach), key=lambda offset: abs(offset[0]) + abs(offset[1])):
-        keep = maps.at(joints, _within(ys + dy, height), _within(xs + dx, width)) <= values
-        joints, ys, xs, values = joints[keep], ys[keep], xs[keep], values[keep]
-    best = np.lexsort((ys * width + xs, values))[::-1]  # equal values: the later pixel, as published
-    table = np.column_stack([xs, ys, values, tag_map.at(joints, ys, xs)]).astype(np.float32)
-    return [table[best[joints[best] == joint][: config.max_people]] for joint in range(count)]
+    reach = config.window // 2
+    window = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    found = {}
+    for joint, top, left, values in maps.patches(config.detection_threshold, reach):
+        ys, xs = np.nonzero((values == cv2.dilate(values, window)) & (values > config.detection_threshold))
+        heights = values[ys, xs]
+        best = heights.argsort(kind="stable")[::-1][: config.max_people]  # equal values: the later pixel, as published
+        found[joint] = np.column_stack([xs[best] + left, ys[best] + top, heights[best]])
+    counts = [len(found.get(joint, ())) for joint in range(maps.count)]
+    places = np.concatenate([found[joint] for joint in sorted(found)])
+    xs, ys = places[:, :2].astype(np.intp).T
+    table = np.column_stack([places, tag_map.at(np.repeat(np.arange(maps.count), counts), ys, xs)]).astype(np.float32)
+    return np.split(table, np.cumsum(counts)[:-1])
 
 
 def _match(candidates: list[Array], order: tuple[int, ...], config: GroupingConfig) -> Array:
@@ -259,7 +260,7 @@ def _match(candidates: list[Array], order: tuple[int, ...], config: GroupingConf
     return people[: len(by_tag)]
 
 
-def _quarter(maps: DenseMaps, joints: Indices, ys: Indices, xs: Indices) -> Array:
+def _quarter(maps: Enlarged, joints: Indices, ys: Indices, xs: Indices) -> Array:
     """The centres (N, 2) of N pixels as x, y, moved a quarter pixel towards the higher neighbour on each axis."""
     height, width = maps.shape
     right = maps.at(joints, ys, _within(xs + 1, width)) > maps.at(joints, ys, _within(xs - 1, width))
@@ -267,7 +268,7 @@ def _quarter(maps: DenseMaps, joints: Indices, ys: Indices, xs: Indices) -> Arra
     return np.stack([xs + np.where(right, 0.75, 0.25), ys + np.where(down, 0.75, 0.25)], axis=1)
 
 
-def _refine(people: Array, maps: DenseMaps, tag_map: TagMap) -> None:
+def _refine(people: Array, maps: Enlarged, tag_map: TagMap) -> None:
     """Fill in the joints that people lack, in place: the pixel with the largest value - round(tag distance)."""
     found, joints = np.nonzero(people[:, :, 2] > 0)
     xs, ys = people[found, joints, :2].astype(np.intp).T
@@ -289,7 +290,7 @@ def _block_pixels(rows: Indices, columns: Indices) -> tuple[Indices, Indices]:
     return (rows[:, None] * BLOCK + inside)[:, :, None], (columns[:, None] * BLOCK + inside)[:, None, :]
 
 
-def best_fits(maps: DenseMaps, tag_map: TagMap, joints: Indices, tags: Array) -> tuple[Indices, Indices]:
+def best_fits(maps: Enlarged, tag_map: TagMap, joints: Indices, tags: Array) -> tuple[Indices, Indices]:
     """For N joints (N,) and tags (N, D): argmax of ``heatmap - round(|tags - tag|)``, without looking at every pixel.
 
     No pixel of a block can exceed the block's largest heatmap value less the distance to the block's nearest tag.
@@ -298,7 +299,7 @@ def best_fits(maps: DenseMaps, tag_map: TagMap, joints: Indices, tags: Array) ->
     Returns:
         the rows and columns, (N,) each
     """
-    highest = maps.block_bounds()  # rows, columns, K
+    highest = maps.block_bounds(np.maximum)  # rows, columns, K
     columns = highest.shape[1]
     highest = highest.reshape(-1, highest.shape[2]).T  # K, blocks
     ranked = np.argsort(-highest, axis=1)
@@ -338,7 +339,7 @@ def best_fits(maps: DenseMaps, tag_map: TagMap, joints: Indices, tags: Array) ->
 
 
 def _best_in_block(
-    maps: DenseMaps, tag_map: TagMap, joints: Indices, tags: Array, ys: Indices, xs: Indices
+    maps: Enlarged, tag_map: TagMap, joints: Indices, tags: Array, ys: Indices, xs: Indices
 ) -> tuple[Array, Indices, Indices]:
     """The largest ``heatmap - round(|tags - tag|)`` in each of N blocks, and its row and column: (N,) each."""
     joints = joints[:, None, None]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from inference.grouping import DenseMaps, Enlarged, GroupingConfig, TagMap, group
+from inference.grouping import Enlarged, GroupingConfig, TagMap, group
 from inference.joints import COCO
 
 ORDER = COCO.grouping_order
@@ -55,7 +55,6 @@ def test_enlarged_values_are_those_of_bilinear_interpolation(shape: tuple[int, i
     expected = enlarged(values, shape)
     where = indices(3, shape)
     np.testing.assert_allclose(Enlarged(values, shape).at(*where), expected, atol=1e-5)
-    np.testing.assert_allclose(DenseMaps(values, shape).at(*where), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(("tags", "depth"), [(17, 1), (17, 2), (1, 1), (1, 2)])
