@@ -61,15 +61,18 @@ def rate(dataset: fo.Dataset, maps_dir: Path, count: int) -> float:
     for process in processes:
         process.stdin.write("\n")  # type: ignore[union-attr]
         process.stdin.flush()  # type: ignore[union-attr]
-    done = sum(int(process.communicate()[0].split()[-1]) for process in processes)
+    done = sum(int(process.stdout.readline()) for process in processes)  # type: ignore[union-attr]
+    seconds = time.perf_counter() - started
+    for process in processes:
+        process.communicate()
     if done != len(dataset):
         raise RuntimeError(f"{done} of {len(dataset)} images were done, so this measures nothing.")
-    return done / (time.perf_counter() - started)
+    return done / seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=200, help="images (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=600, help="images (default: %(default)s)")
     parser.add_argument("--work", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print one flat JSON object on the last line")
     arguments = parser.parse_args()

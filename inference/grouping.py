@@ -122,7 +122,7 @@ class Enlarged:
 
     def block_bounds(self, extreme: np.ufunc) -> Array:
         """Minimum or maximum of each block of the enlarged maps, or a bound of it: (rows, columns, C)."""
-        bounds = self._values
+        bounds: Array = self._values
         for axis in (0, 1):
             starts = (np.arange(0, self.shape[axis], BLOCK) * self._factors[axis]).astype(np.intp)
             reach = range(-1, math.ceil(BLOCK * self._factors[axis]) + 2)  # interpolation reaches beyond the block
