@@ -61,10 +61,11 @@ def rate(dataset: fo.Dataset, maps_dir: Path, count: int) -> float:
     for process in processes:
         process.stdin.write("\n")  # type: ignore[union-attr]
         process.stdin.flush()  # type: ignore[union-attr]
-    done = sum(int(process.stdout.readline()) for process in processes)  # type: ignore[union-attr]
+    lines = [process.stdout.readline() for process in processes]  # type: ignore[union-attr]
     seconds = time.perf_counter() - started
     for process in processes:
         process.communicate()
+    done = sum(int(line) for line in lines)
     if done != len(dataset):
         raise RuntimeError(f"{done} of {len(dataset)} images were done, so this measures nothing.")
     return done / seconds

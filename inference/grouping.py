@@ -117,7 +117,7 @@ class Enlarged:
             patch = np.ascontiguousarray(self._values[top:bottom, left:right, channel])
             if self._factors != (1, 1):
                 shape = self.shape if whole else (zoom * patch.shape[0], zoom * patch.shape[1])
-                patch = cv2.resize(patch, shape[::-1])
+                patch = cv2.resize(patch, shape[::-1])  # type: ignore[assignment]
             yield int(channel), zoom * top, zoom * left, patch
 
     def block_bounds(self, extreme: np.ufunc) -> Array:

@@ -60,10 +60,14 @@ class JointSet:
 
     @property
     def colors(self) -> dict[str, str]:
-        """A colour ``#rrggbb`` per joint: warm on the person's left, cool on the right, neutral in the middle."""
-        left = ("#ffd166", "#ff9f1c", "#ff6b35", "#ef476f", "#f15bb5", "#d81159", "#ffb3c6", "#c1121f")
-        right = ("#a0e7e5", "#06d6a0", "#00bbf9", "#118ab2", "#3a86ff", "#8338ec", "#9bf6a3", "#0a9396")
-        middle = ("#ffffff", "#d9ed92", "#cdb4db")
+        """A colour ``#rrggbb`` per joint: warm on the person's left, cool on the right, neutral in the middle.
+
+        Found by a search for colours that stay apart, the two of a pair most of all, for people with normal sight and
+        for people who lack red, green or blue cones; a test computes it.
+        """
+        left = ("#ff6c6e", "#f9ef8a", "#d487a4", "#e21395", "#d09f00", "#e5c088", "#a1724a", "#f11d00")
+        right = ("#8896ff", "#71d2ff", "#adffbe", "#2eab6e", "#278497", "#44bcb9", "#4694c1", "#6cf7fb")
+        middle = ("#e0e4d6", "#b8ab94", "#8a7473")
         pools = {"left": iter(left * 9), "right": iter(right * 9), "": iter(middle * 9)}
         return {joint: next(pools[_side(joint)]) for joint in self.joints}
 

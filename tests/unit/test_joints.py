@@ -7,9 +7,12 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from inference.joints import COCO, CROWDPOSE, JOINT_SETS, RESERVED_NAMES, JointSet
+from inference.runs import KEYPOINTS_COLOR, MAX_COLOR
 
 ALL = list(JOINT_SETS.values())
 MIRROR = {
@@ -46,6 +49,33 @@ def test_every_joint_has_a_colour_of_its_own(joint_set: JointSet) -> None:
     assert list(colors) == list(joint_set.joints)
     assert len(set(colors.values())) == len(joint_set)
     assert all(re.fullmatch("#[0-9a-f]{6}", color) for color in colors.values())
+
+
+# Machado, Oliveira, Fernandes 2009, severity 1: what linear RGB becomes for people who lack a kind of cones
+SIGHT = {
+    "normal": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "no red": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "no green": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "no blue": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def differences(colors: list[str], sight: str) -> np.ndarray:
+    """CIEDE2000 between each two colours as they are seen; 2 is just noticeable, side by side."""
+    values = np.array([[int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)] for color in colors])
+    linear = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    seen = np.clip(linear @ np.array(SIGHT[sight]).T, 0, 1)
+    lab = rgb2lab(np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055)[None])[0]
+    return deltaE_ciede2000(lab[:, None], lab[None])
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+@pytest.mark.parametrize("joint_set", ALL, ids=lambda joint_set: joint_set.name)
+def test_colours_stay_apart_for_colour_blind_people_too(joint_set: JointSet, sight: str) -> None:
+    apart = differences([*joint_set.colors.values(), MAX_COLOR, KEYPOINTS_COLOR], sight)
+    twins = [apart[joint, twin] for joint, twin in enumerate(joint_set.flip) if joint != twin]
+    assert apart[np.triu_indices(len(apart), 1)].min() > (11 if sight == "normal" else 7)
+    assert min(twins) > 17
 
 
 def test_coco_is_in_the_order_of_the_published_channels() -> None:
