@@ -166,7 +166,12 @@ SLIDERS: Style = {  # FiftyOne leaves them more room than a panel has
 def slider(parent: types.Object, name: str, label: str, value: float, on_change: Handler) -> None:
     """A value from 0 to 1."""
     parent.float(
-        name, min=0, max=1, default=value, on_change=on_change, view=types.SliderView(label=label, multiple_of=0.01)
+        name,
+        min=0,
+        max=1,
+        default=value,
+        on_change=on_change,
+        view=types.SliderView(label=label, multiple_of=0.01, value_precision=2),
     )
 
 

@@ -164,6 +164,27 @@ def test_two_runs_one_with_its_maximum_only_and_fields_that_are_deleted(posed: f
     assert app.page.get_by_text("Something went wrong").count() == 0
 
 
+def test_it_says_what_is_there_after_another_dataset_was_opened(
+    posed: fo.Dataset, dataset, photos: Path, tmp_path: Path, app: App
+):
+    """FiftyOne closes the panels of a dataset with it."""
+    other = dataset([photos / "astronaut.jpg", photos / "camera.png"])
+    pipeline.run(other.view(), pipeline.Settings(label_field="second", maps_dir=str(tmp_path / "second")))
+    app.open(posed.name)
+    app.open_panel(PANEL)
+    app.press("nose")
+    app.page.get_by_placeholder("Select dataset").fill(other.name)
+    app.page.get_by_text("1 of 1", exact=True).wait_for(timeout=PATIENCE)
+    app.page.keyboard.press("Enter")
+    app.page.get_by_text("2 samples", exact=True).wait_for(timeout=PATIENCE)
+    app.open_panel(PANEL)
+    app.page.get_by_text("2 of 2 samples in this view have its maps.").wait_for(timeout=PATIENCE)
+    app.until(lambda: "Show the maximum over all joints" in app.lit() and app.is_on("second_max"))
+    app.press("left ear")
+    app.until(lambda: shown(app, [f"second_{n}" for n in ("max", *COCO.joints)]) == {"second_left_ear"})
+    assert app.page.get_by_text("Something went wrong").count() == 0
+
+
 def test_heatmaps_without_a_run_are_adopted(dataset, photos: Path, tmp_path: Path, app: App):
     made = dataset([photos / "astronaut.jpg"])
     cv2.imwrite(str(tmp_path / "map.png"), np.full((60, 60), 200, np.uint8))
