@@ -87,8 +87,8 @@ lint: install
 	@'$(BIN)/ruff' format --check .
 	@echo "==> mypy, the plugin"
 	@'$(BIN)/mypy' -p pose_heatmaps.inference -p pose_heatmaps.evaluation -p pose_heatmaps.operators -p pose_heatmaps.panels
-	@echo "==> mypy, benchmarks"
-	@'$(BIN)/mypy' -p benchmarks
+	@echo "==> mypy, benchmarks and training"
+	@'$(BIN)/mypy' -p benchmarks -p training
 
 bench: install
 	@echo "==> Parity with the published model"

@@ -59,7 +59,10 @@ def read_shards(folder: Path) -> list[Photo]:
             members = {member.name: member for member in tar}
             for name, member in members.items():
                 if name.endswith(".webp"):
-                    record = json.load(tar.extractfile(members[name.removesuffix(".webp") + ".json"]))
+                    file = tar.extractfile(members[name.removesuffix(".webp") + ".json"])
+                    if file is None:
+                        raise ValueError(f"{shard}: the labels of {name} are not a file; pack or copy the shard again.")
+                    record = json.load(file)
                     photos.append(Photo(shard, member.offset_data, member.size, record))
     if not photos:
         raise ValueError(f"{folder} has no tar shards with photos; pass the folder that holds coco-000.tar and others.")
@@ -144,8 +147,8 @@ def random_affine(photo: Photo, size: int, rng: np.random.Generator, options: di
 def whole_affine(width: int, height: int, short_side: int, multiple: int = 32) -> tuple[np.ndarray, tuple[int, int]]:
     """The photo at ``short_side`` in the corner of the smallest canvas (w, h) of whole multiples that holds it."""
     scale = short_side / min(width, height)
-    canvas = tuple(int(np.ceil(round(side * scale) / multiple)) * multiple for side in (width, height))
-    return np.array([[scale, 0, 0], [0, scale, 0]]), canvas
+    canvas_width, canvas_height = (int(np.ceil(round(side * scale) / multiple)) * multiple for side in (width, height))
+    return np.array([[scale, 0, 0], [0, scale, 0]]), (canvas_width, canvas_height)
 
 
 def warp(image: np.ndarray, affine: np.ndarray, size: tuple[int, int]) -> np.ndarray:

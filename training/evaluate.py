@@ -198,7 +198,8 @@ def main() -> None:
         with safe_open(arguments.weights, "pt") as file:
             config = json.loads(file.metadata()["config"])
         state = load_file(arguments.weights)
-    network = HigherHRNet(NetworkConfig.from_dict(config)).to(memory_format=torch.channels_last)
+    network = HigherHRNet(NetworkConfig.from_dict(config))
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
     held = held_out_subset(split(read_shards(arguments.data), coco=300, negative=80)[1], arguments.share)
     for input_size in arguments.input_size:

@@ -40,11 +40,13 @@ def restart_tags(network: HigherHRNet, deviation: float) -> None:
     one person begin alike; the second stage starts without listening to them.
     """
     joints = network.config.joints
-    head, listener = network.final_layers[0], network.deconv_layers[0][0][0]
+    parameters = dict(network.named_parameters())
+    weight, bias = (parameters[f"final_layers.0.{name}"] for name in ("weight", "bias"))
     with torch.no_grad():
-        head.weight[joints:] = torch.randn(1, *head.weight.shape[1:]) * deviation
-        head.bias[joints:] = 0
-        listener.weight[-network.config.tags :] = 0  # transposed convolutions have inputs first
+        weight[joints:] = torch.randn(1, *weight.shape[1:]) * deviation
+        bias[joints:] = 0
+        # transposed convolutions have inputs first
+        parameters["deconv_layers.0.0.0.weight"][-network.config.tags :] = 0
 
 
 class Ema:
@@ -109,7 +111,7 @@ def losses(network: torch.nn.Module, batch: dict[str, Tensor], progress: float, 
 
 def average_gradients(network: torch.nn.Module, world: int) -> None:
     """Mean of the gradients over all processes, in one exchange."""
-    gradients = [p.grad for p in network.parameters()]
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
     dist.all_reduce(flat)
     for gradient, part in zip(gradients, flat.div_(world).split([g.numel() for g in gradients]), strict=True):
@@ -141,7 +143,7 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
         network.load_state_dict({k: v.float() for k, v in load_file(options["start"]).items()}, strict=False)
     if options["restart_tags"]:
         restart_tags(network, options["restart_tags"])
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     decayed = [p for p in network.parameters() if p.ndim > 1]
     rest = [p for p in network.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": options["weight_decay"]}, {"params": rest, "weight_decay": 0.0}]
@@ -157,7 +159,8 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
         step, photos, seconds = saved["step"], saved["photos"], saved["seconds"]
         if rank == 0:
             print(f"Goes on from step {step}, {photos} photos.", flush=True)
-    judge = HigherHRNet(config).to(device, memory_format=torch.channels_last)
+    judge = HigherHRNet(config)
+    judge.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     batches = Batches(training_photos, options["data"], options["seed"], group=world)
     loader = iter(
