@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from inference.calibration import Calibration
 from inference.network import HigherHRNet, NetworkConfig
+from training import card
 from training import train as training
 from training.calibrate import fit_curve, judged_peaks
 from training.dataset import (
@@ -347,3 +348,24 @@ def test_a_calibration_rises_even_where_the_hits_do_not() -> None:
     values = np.linspace(0, 1, 1000)
     curve = fit_curve(values, (values < 0.4).astype(float))
     assert (curve.apply(torch.linspace(0, 1, 200)).diff() > 0).all()
+
+
+# --- model card
+
+
+def test_the_model_card_is_that_of_the_bundled_weights() -> None:
+    about = json.loads((card.ASSETS / "higherhrnet-lite-coco.json").read_text())
+    text = (card.ASSETS / "MODEL_CARD.md").read_text(encoding="utf-8")
+    network, size = HigherHRNet(NetworkConfig.from_dict(about["network"])), (card.ASSETS / about["file"]).stat().st_size
+    assert card.facts(about, network, size) in text
+
+
+def test_measured_sections_of_a_card_are_replaced_and_the_prose_stays() -> None:
+    text = "# Card\n<!-- measured: facts -->\nold\n<!-- end -->\nby hand\n<!-- measured: joints -->\n<!-- end -->\n"
+    filled = card.fill(text, {"facts": card.table(["a", "b"], [("c", 0.123)]), "joints": "new\n"})
+    assert filled == (
+        "# Card\n<!-- measured: facts -->\n| a | b |\n| --- | --- |\n| c | 0.12 |\n<!-- end -->\n"
+        "by hand\n<!-- measured: joints -->\nnew\n<!-- end -->\n"
+    )
+    with pytest.raises(ValueError, match="must have each of facts, joints, accuracy once"):
+        card.fill(text, {"facts": "", "joints": "", "accuracy": ""})
