@@ -12,7 +12,8 @@ import fiftyone.operators.types as types
 from . import forms
 
 if TYPE_CHECKING:
-    from ..inference.attach import Attached, Matching
+    from ..inference.attach import Attached
+    from ..inference.file_index import Matching
 
 FIELDS_NAMED = 20
 LOOKED_AT = 20_000  # images and files that the form looks at to say what fits; executing looks at all
@@ -86,8 +87,9 @@ class AttachHeatmaps(foo.Operator):
             ValueError: before anything is written, if something cannot work, nothing fits, or names are ambiguous
         """
         from ..inference import attach
+        from ..inference.file_index import Matching
 
-        matching = attach.Matching(
+        matching = Matching(
             str(maps_dir), pattern or "", joint_pattern or "", match, rel_dir, _pair(range) if range else None
         )
         if not delegate:
@@ -107,7 +109,7 @@ class AttachHeatmaps(foo.Operator):
 
 
 def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
-    from ..inference.attach import JOINT_PATTERN, MATCHES, PATTERN
+    from ..inference.file_index import JOINT_PATTERN, MATCHES, PATTERN
 
     inputs.view_target(ctx, action_description="Attach heatmaps to")
     forms.label_field(inputs, ctx.dataset)
@@ -142,6 +144,7 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
 def _consequences(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
     """Say what fits, or why nothing can be attached."""
     from ..inference import attach, runs
+    from ..inference.file_index import Index
 
     view, label_field = ctx.target_view(), ctx.params.get("label_field") or "pose"
     try:
@@ -150,7 +153,7 @@ def _consequences(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
         if found:
             forms.refuse(inputs, found)
             return
-        index = attach.Index(view, matching, limit=LOOKED_AT)
+        index = Index(view, matching, limit=LOOKED_AT)
         if index.complete:
             index.check()
     except ValueError as error:
@@ -178,7 +181,7 @@ def _consequences(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
 
 def _matching(params: dict[str, Any]) -> Matching:
     """Raises ValueError if the range is not one."""
-    from ..inference.attach import JOINT_PATTERN, MATCHES, PATTERN, Matching
+    from ..inference.file_index import JOINT_PATTERN, MATCHES, PATTERN, Matching
 
     match = params.get("match") or MATCHES[0]
     return Matching(

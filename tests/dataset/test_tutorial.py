@@ -1,6 +1,7 @@
 """The tutorial does what it says: its Python is run from top to bottom."""
 
 import re
+import time
 from pathlib import Path
 
 import fiftyone as fo
@@ -9,6 +10,13 @@ import pytest
 from benchmarks.database import free_port
 
 TUTORIAL = Path(__file__).resolve().parent.parent.parent / "docs" / "tutorial.md"
+
+
+def wait_for(session: fo.Session) -> None:
+    """Until the App's server answers, as people do. A session that comes too early tries again only after 10 seconds."""
+    deadline = time.monotonic() + 60
+    while not session._client._connected and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def test_the_tutorials_code_runs_from_top_to_bottom(
@@ -24,6 +32,8 @@ def test_the_tutorials_code_runs_from_top_to_bottom(
         for block in blocks:
             line = text[: block.start(1)].count("\n")  # so that errors name the line of the tutorial
             exec(compile("\n" * line + block[1], str(TUTORIAL), "exec"), names)
+            if "session" in names:
+                wait_for(names["session"])
 
         dataset = names["dataset"]
         assert dataset.list_runs() == ["pose"]
