@@ -13,7 +13,7 @@ TUTORIAL = Path(__file__).resolve().parent.parent.parent / "docs" / "tutorial.md
 
 
 def wait_for(session: fo.Session) -> None:
-    """Until the App's server answers, as people do. A session that comes too early tries again only after 10 seconds."""
+    """Until the App's server answers: a session that asks too early tries again only after 10 seconds."""
     deadline = time.monotonic() + 60
     while not session._client._connected and time.monotonic() < deadline:
         time.sleep(0.2)
