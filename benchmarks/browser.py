@@ -7,9 +7,9 @@ import subprocess
 import sys
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Timer
 
 from playwright.sync_api import Locator, Page, Response, TimeoutError, sync_playwright
 
@@ -45,29 +45,26 @@ def serve(dataset_name: str) -> Iterator[str]:
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "benchmarks.app", dataset_name, "--port", str(port)]
     server = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    giving_up = Timer(120, server.kill)
+    giving_up.start()
     try:
-        deadline = time.monotonic() + 120
-        while not _answers(address):
-            if server.poll() is not None or time.monotonic() > deadline:
-                server.kill()
-                raise RuntimeError(f"The App did not start:\n{server.communicate()[0]}")
-            time.sleep(0.5)
+        said = ""
+        for line in server.stdout or ():
+            said += line
+            if address.rpartition(":")[2] in line:  # it says where the App is as soon as all is ready
+                break
+        else:
+            raise RuntimeError(f"The App did not start:\n{said}")
+        giving_up.cancel()
         yield address
     finally:
+        giving_up.cancel()
         server.terminate()
         try:
             server.wait(timeout=20)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
-
-
-def _answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=5) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
 
 
 class App:

@@ -1,22 +1,15 @@
 """The tutorial does what it says: its Python is run from top to bottom."""
 
 import re
-import time
 from pathlib import Path
 
 import fiftyone as fo
 import pytest
 
+from benchmarks.app import wait_until_connected
 from benchmarks.database import free_port
 
 TUTORIAL = Path(__file__).resolve().parent.parent.parent / "docs" / "tutorial.md"
-
-
-def wait_for(session: fo.Session) -> None:
-    """Until the App's server answers: a session that asks too early tries again only after 10 seconds."""
-    deadline = time.monotonic() + 60
-    while not session._client._connected and time.monotonic() < deadline:
-        time.sleep(0.2)
 
 
 def test_the_tutorials_code_runs_from_top_to_bottom(
@@ -33,7 +26,7 @@ def test_the_tutorials_code_runs_from_top_to_bottom(
             line = text[: block.start(1)].count("\n")  # so that errors name the line of the tutorial
             exec(compile("\n" * line + block[1], str(TUTORIAL), "exec"), names)
             if "session" in names:
-                wait_for(names["session"])
+                wait_until_connected(names["session"])
 
         dataset = names["dataset"]
         assert dataset.list_runs() == ["pose"]
