@@ -2,8 +2,7 @@
 
 An embedding does not change when what it shows is moved, enlarged or mirrored. docs/poses.md has the formula:
 
-1. Frame. The mass of the roots of all joints' maps has a centre and a spread; they are the origin and the unit of
-   length. The root keeps one strong joint from deciding the frame alone.
+1. Frame. The mass of all joints' maps has a centre and a spread; they are the origin and the unit of length.
 2. Pooling. Each joint's map is averaged around the cells of a grid over that frame, and the root is taken, which lets
    a faint joint count.
 3. Mirror. With the pooled maps q and their mirror image q' (left joints swapped with right ones), the mean (q + q') / 2
@@ -23,7 +22,7 @@ Array = NDArray[np.floating]
 
 GRID = 8  # cells across and down
 REACH = 2.5  # spreads from the centre to the edge of the grid
-BLUR = 1.0  # cells: standard deviation of the Gaussian that averages around a cell
+BLUR = 0.6  # cells: standard deviation of the Gaussian that averages around a cell
 SMALLEST = 0.02  # of the image's size: spreads are taken for at least as large
 WINDOW = 0.25  # of a person's size: standard deviation of the window around each of their joints
 FAINTEST = 0.05  # a map that never gets higher shows nothing
@@ -52,7 +51,7 @@ def embedding(maps: Array, order: Sequence[int]) -> NDArray[np.float32] | None:
     """
     if maps.max(initial=0) < FAINTEST:
         return None
-    x, y, spread = frame(np.sqrt(maps))
+    x, y, spread = frame(maps)
     pooled = np.sqrt(pool(maps, x, y, spread))
     mirrored = pooled[list(order), :, ::-1]
     half = [part[:, :, : GRID // 2].ravel() for part in ((pooled + mirrored) / 2, np.abs(pooled - mirrored) / 2)]
