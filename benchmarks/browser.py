@@ -51,7 +51,7 @@ def serve(dataset_name: str) -> Iterator[str]:
         said = ""
         for line in server.stdout or ():
             said += line
-            if address.rpartition(":")[2] in line:  # it says where the App is as soon as all is ready
+            if f"http://localhost:{port}/datasets/{dataset_name}" in line:  # said when all is ready
                 break
         else:
             raise RuntimeError(f"The App did not start:\n{said}")

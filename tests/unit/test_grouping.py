@@ -115,6 +115,17 @@ def test_missing_joints_are_found_where_a_search_of_every_pixel_finds_them(
     assert total > 20
 
 
+@pytest.mark.parametrize("shape", [(24, 32), (48, 64), (72, 96), (35, 47)])
+def test_enlarging_where_peaks_are_finds_what_enlarging_the_whole_finds(shape: tuple[int, int]) -> None:
+    for seed in range(3):
+        heatmaps, tags = random_maps(seed, 24, 32, 17, 1)
+        large_tags = enlarged(np.ascontiguousarray(tags[..., 0]), shape)[..., None]
+        whole = group(enlarged(heatmaps, shape), large_tags, ORDER, WITHOUT_REFINE)
+        parts = group(heatmaps, tags, ORDER, WITHOUT_REFINE, shape)
+        assert len(whole) > 3
+        np.testing.assert_allclose(parts.joints, whole.joints, atol=1e-5)
+
+
 def test_joints_that_were_seen_stay_where_they_were_seen() -> None:
     heatmaps, tags = random_maps(0, 24, 32, 17, 1)
     before, after = (group(heatmaps, tags, ORDER, config) for config in (WITHOUT_REFINE, GroupingConfig()))
