@@ -92,6 +92,9 @@ def _resample(heatmaps: Tensor, warps: Sequence[Warp], sizes: list[tuple[int, in
     """
     width, height = (max(size[axis] for size in sizes) for axis in (0, 1))
     device = heatmaps.device
+    whole = [_is_whole_input(warp, size, heatmaps) for warp, size in zip(warps, sizes, strict=True)]
+    if all(whole):
+        return heatmaps.contiguous(), torch.ones((len(sizes), 1, 1), device=device)
 
     def places(axis: int, count: int) -> tuple[Tensor, Tensor]:
         """Per image, where ``count`` map pixels lie in the input (-1 = its first edge, 1 = its last): (B, count)."""
@@ -105,7 +108,15 @@ def _resample(heatmaps: Tensor, warps: Sequence[Warp], sizes: list[tuple[int, in
     (x, in_x), (y, in_y) = places(0, width), places(1, height)
     grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1).float()  # B, h, w, 2
     values = F.grid_sample(heatmaps, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    if any(whole):  # an image's maps do not depend on what else is in its batch, not even by rounding
+        values[whole] = heatmaps[whole]
     return values, in_y[:, :, None] * in_x[:, None, :]
+
+
+def _is_whole_input(warp: Warp, size: tuple[int, int], heatmaps: Tensor) -> bool:
+    """Whether each pixel of a map is a pixel of the heatmaps: an image of 640 x 480, say, that fills its input."""
+    content = (warp.image_wh[0] * warp.ratio, warp.image_wh[1] * warp.ratio)
+    return content == warp.input_wh and warp.offset == (0, 0) and size == (heatmaps.shape[3], heatmaps.shape[2])
 
 
 def _quantise(values: Tensor, dtype: str, floor: float) -> Tensor:

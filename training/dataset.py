@@ -94,11 +94,17 @@ def labelled(record: dict) -> list[dict]:
 # --- first pixel (not its centre)
 
 
+def log_uniform(rng: np.random.Generator, limits: list[float]) -> float:
+    low, high = np.log(limits)
+    return float(np.exp(rng.uniform(low, high)))
+
+
 def random_affine(photo: Photo, size: int, rng: np.random.Generator, options: dict) -> np.ndarray:
     """Where a training crop of ``size`` x ``size`` lies in the photo.
 
-    Three kinds of crop: ``zoom`` shows a person at 35 to 130% of the crop, ``background`` shows as little of people
-    as a few tries find (what keeps everyday objects from lighting up), the rest show most of the photo.
+    Three kinds of crop: ``zoom`` shows a person at ``zoom_range`` times the crop, ``background`` shows as little of
+    people as a few tries find (what keeps everyday objects from lighting up), the rest show a part of the scene. For
+    the last two a range says how large the photo's short side becomes, in crops.
     """
     record = photo.record
     width, height = record["width"], record["height"]
@@ -109,8 +115,7 @@ def random_affine(photo: Photo, size: int, rng: np.random.Generator, options: di
         boxes = np.array([person["bbox"] for person in people])
         importance = np.sqrt(boxes[:, 2] * boxes[:, 3])
         x, y, w, h = boxes[rng.choice(len(boxes), p=importance / importance.sum())]
-        low, high = options["zoom_range"]
-        scale = size * np.exp(rng.uniform(np.log(low), np.log(high))) / max(w, h)
+        scale = size * log_uniform(rng, options["zoom_range"]) / max(w, h)
         # Not so small that the crop is mostly padding, not so large that pixels show.
         scale = float(np.clip(scale, size / max(width, height), options["max_enlargement"]))
         centre = np.array([x + w * rng.uniform(0.25, 0.75), y + h * rng.uniform(0.25, 0.75)])
@@ -120,7 +125,7 @@ def random_affine(photo: Photo, size: int, rng: np.random.Generator, options: di
         boxes = np.array([box for box in (*[p["bbox"] for p in people], *record["ignore"])])
         best = np.inf
         for _ in range(12):
-            s = size / min(width, height) * np.exp(rng.uniform(np.log(1.0), np.log(2.2)))
+            s = size / min(width, height) * log_uniform(rng, options["background_range"])
             c = rng.uniform(0, 1, 2) * (width, height)
             low_corner, high_corner = c - size / s / 2, c + size / s / 2
             overlap = np.minimum(boxes[:, :2] + boxes[:, 2:], high_corner) - np.maximum(boxes[:, :2], low_corner)
@@ -130,7 +135,7 @@ def random_affine(photo: Photo, size: int, rng: np.random.Generator, options: di
             if badness < best:
                 best, scale, centre = badness, s, c
     else:
-        scale = size / min(width, height) * np.exp(rng.uniform(np.log(0.75), np.log(1.6)))
+        scale = size / min(width, height) * log_uniform(rng, options["scene_range"])
         centre = rng.uniform(0, 1, 2) * (width, height)
     half = 0.45 * size / scale  # the crop may reach over the border a little
     extent = np.array([width, height])

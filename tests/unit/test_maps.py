@@ -62,6 +62,18 @@ def test_maps_have_the_size_of_the_image_or_half_of_the_content(image_wh: tuple[
     assert map_wh(warp, "network") == tuple(round(side / short * 128) for side in image_wh)
 
 
+def test_an_image_that_fills_its_input_has_the_heatmaps_themselves_whatever_is_in_its_batch() -> None:
+    warps = [warp_for((256, 128), 128), warp_for((252, 128), 128)]
+    assert warps[0].input_wh == warps[1].input_wh
+    heatmaps = torch.rand(2, 3, 64, 128, generator=torch.Generator().manual_seed(0))
+    (alone,) = make_maps(predicted(heatmaps[:1]), warps[:1], dtype="float32", floor=0)
+    beside, other = make_maps(predicted(heatmaps), warps, dtype="float32", floor=0)
+    for maps in (alone, beside):
+        np.testing.assert_array_equal(maps.joints, heatmaps[0])
+        np.testing.assert_array_equal(maps.maximum, heatmaps[0].amax(0))
+    assert other.maximum.shape == (64, 126)
+
+
 @pytest.mark.parametrize("resolution", ["network", "image"])
 def test_padding_is_not_part_of_a_map(resolution: str) -> None:
     """Heat in the black bars beside the image is neither on the map nor in the confidence."""

@@ -48,6 +48,8 @@ CROPS = {
     "crops": [[64, 2, 1]],
     "zoom": 0.5,
     "zoom_range": [0.35, 1.3],
+    "scene_range": [0.75, 1.6],
+    "background_range": [1.0, 2.2],
     "max_enlargement": 2.5,
     "background": 0.2,
     "min_person": 10,
