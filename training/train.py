@@ -33,6 +33,18 @@ from training.evaluate import evaluate, held_out_subset
 from training.losses import halve_mask, heatmap_loss, normalise, schedule, tag_loss
 
 
+def start_from(network: HigherHRNet, path: Path) -> None:
+    """Take over weights of a network that has at most as many blocks.
+
+    Blocks that it lacks begin as the identity, so that the deeper network computes at first what the smaller one did.
+    """
+    weights = {name: value.float() for name, value in load_file(path).items()}
+    missing = network.load_state_dict(weights, strict=False).missing_keys
+    for name in missing:
+        if name.endswith(".bn2.weight"):  # the last of a basic block, before the shortcut is added
+            torch.nn.init.zeros_(network.get_parameter(name))
+
+
 def restart_tags(network: HigherHRNet, deviation: float) -> None:
     """Give the tag head weights at which it moves.
 
@@ -140,7 +152,7 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
     config = NetworkConfig.from_dict(options["network"])
     network = HigherHRNet(config)
     if options["start"]:
-        network.load_state_dict({k: v.float() for k, v in load_file(options["start"]).items()}, strict=False)
+        start_from(network, Path(options["start"]))
     if options["restart_tags"]:
         restart_tags(network, options["restart_tags"])
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

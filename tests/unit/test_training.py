@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from inference.calibration import Calibration
 from inference.network import HigherHRNet, NetworkConfig
@@ -255,6 +255,19 @@ def test_a_killed_run_resumes_to_the_same_weights(data: Path, tmp_path: Path, mo
     assert len((tmp_path / "whole" / "log.csv").read_text().splitlines()) == 7
     assert "recall_large_at_fa3" in (tmp_path / "whole" / "held_out.csv").read_text()
     assert cv2.imread(str(plot(tmp_path / "whole"))).std() > 10
+
+
+def test_a_deeper_network_computes_at_first_what_the_one_did_that_it_starts_from(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    small = HigherHRNet(NetworkConfig.from_dict(OPTIONS["network"])).eval()
+    save_file(small.state_dict(), tmp_path / "small.safetensors")
+    deeper = HigherHRNet(NetworkConfig.from_dict({**OPTIONS["network"], "blocks": 3, "deconv_blocks": 2})).eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert not torch.allclose(deeper(image)[1], small(image)[1])
+        training.start_from(deeper, tmp_path / "small.safetensors")
+        for mine, its in zip(deeper(image), small(image), strict=True):
+            torch.testing.assert_close(mine, its)
 
 
 def test_recall_looks_for_local_maxima_near_the_joint() -> None:
