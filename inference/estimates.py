@@ -61,7 +61,8 @@ def bytes_per_image(settings: Settings, maps: int) -> float:
     """
     width, height = float(PHOTO_WH[0]), float(PHOTO_WH[1])
     if settings.resolution == "network":
-        ratio = float(settings.input_size or 256) / min(width, height) / 2
+        assert settings.input_size is not None
+        ratio = settings.input_size / min(width, height) / 2
         width, height = width * ratio, height * ratio
     size = PNG_HEADER + width * height * BYTES_PER_PIXEL * (2.5 if settings.dtype == "float32" else 1)
     return maps * (max(size, BLOCK) if settings.storage == "files" else size + 150)

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import expect
 
 from benchmarks.browser import App
-from inference import pipeline, runs
+from inference import checkpoints, pipeline, runs
 from inference.joints import COCO, CROWDPOSE
 
 PANEL = "pose_heatmaps"
@@ -150,7 +150,7 @@ def test_two_runs_one_with_its_maximum_only_and_fields_that_are_deleted(posed: f
     pipeline.run(posed.limit(2), settings)
     app.open(posed.name)
     app.open_panel(PANEL)
-    title = "higherhrnet-lite-coco, input size 256"
+    title = f"higherhrnet-lite-coco, input size {checkpoints.find_model(checkpoints.DEFAULT_MODEL).input_size}"
     app.button(title).wait_for(timeout=PATIENCE)
     for name, count in (("pose", 6), ("other", 2)):  # a run's maps take the place of the former one's
         app.page.get_by_role("button", name=title).filter(has_text=name).click()

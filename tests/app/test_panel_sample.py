@@ -104,7 +104,7 @@ def test_next_sample_bars_and_people(posed: fo.Dataset, app: App):
 
 
 def test_two_runs_beside_each_other(posed: fo.Dataset, tmp_path: Path, app: App):
-    settings = pipeline.Settings(label_field="other", maps=("max",), input_size=384, maps_dir=str(tmp_path / "other"))
+    settings = pipeline.Settings(label_field="other", maps=("max",), input_size=128, maps_dir=str(tmp_path / "other"))
     pipeline.run(posed.view(), settings)
     app.open(posed.name)
     app.open_sample(0)
