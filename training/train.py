@@ -211,7 +211,7 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
 
     sums: dict[str, Tensor] = {}
     last = last_save = last_check = last_log = time.monotonic()
-    logged_photos, waited = photos, 0.0
+    logged_step, logged_photos, waited = step, photos, 0.0
     minutes = options.get("minutes") or math.inf
     while True:
         if world > 1:  # all processes must agree on the time
@@ -245,14 +245,14 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
             continue
         if step % options["log_steps"] == 0:
             row = {"step": step, "photos": photos, "minutes": seconds / 60, "learning_rate": rate}
-            row |= {name: float(value) / options["log_steps"] for name, value in sums.items()}
+            row |= {name: float(value) / (step - logged_step) for name, value in sums.items()}
             row["photos_per_second"] = (photos - logged_photos) / (now - last_log)
             row["waiting"] = waited / (now - last_log)  # share of the time in which the network waits for photos
             append(output / "log.csv", row)
             print(" ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
             if not math.isfinite(row["loss"]):
                 raise ValueError(f"The loss is not finite at step {step}; lower learning_rate and run again to resume.")
-            sums, last_log, logged_photos, waited = {}, now, photos, 0.0
+            sums, last_log, logged_step, logged_photos, waited = {}, now, step, photos, 0.0
         if now - last_save > 60 * options["save_minutes"]:
             save(path, contents())
             last_save = now
