@@ -7,10 +7,14 @@ and the figures are always those of what the dataset shows.
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import fiftyone as fo
@@ -127,12 +131,36 @@ def problems(view: fo.core.collections.SampleCollection, settings: Settings, exi
             f"The evaluation '{settings.key}' was made with other settings: {', '.join(changed)}. Choose another key, "
             "or pass existing='replace' to evaluate everything anew."
         ]
+    named = _named(view, records.read_record(dataset, settings.key)) if changed else None
+    if named:
+        return [
+            f"The view goes by '{named}', which is deleted before '{settings.key}' is evaluated anew: nothing would be "
+            "left of it. Pass another view, or choose another key."
+        ]
     return []
+
+
+def _named(view: fo.core.collections.SampleCollection, record: records.Record | None) -> str | None:
+    """A field or attribute of an evaluation that a stage of a view names; None if there is none."""
+    words = set(re.findall(r"\w+", json.dumps(view.view()._serialize(), default=str)))
+    written = (*record.fields, *record.attributes) if record else ()
+    return next((name for name in written if name.rpartition(".")[2] in words), None)
 
 
 def read_annotations(settings: Settings) -> Annotations | None:
     """Raises ValueError if the file is not one of COCO keypoints."""
-    return Annotations(settings.annotations) if settings.annotations else None
+    if not settings.annotations:
+        return None
+    try:
+        found = Path(settings.annotations).stat()
+    except OSError as error:
+        raise ValueError(f"The annotations {settings.annotations} cannot be read: {error.strerror}.") from error
+    return _annotations(settings.annotations, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=1)  # the form asks at each change, and a file of COCO takes seconds
+def _annotations(path: str, mtime_ns: int, size: int) -> Annotations:
+    return Annotations(path)
 
 
 def keypoint_fields(dataset: fo.Dataset) -> list[str]:

@@ -120,7 +120,7 @@ class Sources:
             return Image(_size(fields, filepath))
         record, how = found
         wh = (record["width"], record["height"]) if record.get("width") else _size(fields, filepath)
-        return Image(wh, record["id"], how, self.annotations.people(record["id"]))
+        return Image(wh, record["id"], how, self.annotations.people(record["id"], wh))
 
     def labels(self, fields: dict[str, Any], image: Image) -> Labels:
         """The labelled people of a sample.

@@ -19,6 +19,7 @@ from .truth import SOURCES, Labels
 
 BLOCK = 200  # samples asked of the database at once
 EDGES = [k / 10 for k in range(11)]  # of the bins of peak values
+NOT_FOUND = "not found"  # of images in the annotations
 
 
 def size_of(area: float) -> str:
@@ -86,7 +87,7 @@ class _Counts:
     def add(self, fields: dict[str, Any], image: Image, labels: Labels) -> None:
         names, columns = self.sources.pairing.names, self.sources.pairing.columns
         self.samples += 1
-        self.found_by[image.found_by or "not found"] += 1
+        self.found_by[image.found_by or NOT_FOUND] += 1
         self.worst[fields[runs.field_name(self.key, "worst")] or ""] += 1
         for peak in (fields[runs.field_name(self.key, "stray_peaks")] or {}).get("keypoints", []):
             self.stray_joints[peak["label"], peak["kind"]] += 1
@@ -153,7 +154,7 @@ def sentences(results: dict[str, Any]) -> str:
     if figures and figures["ap"] >= 0:
         parts.append(f"AP {figures['ap']:.3f}, AP50 {figures['ap50']:.3f}, AR {figures['ar']:.3f}")
     else:
-        parts.append("no AP: the run stored no people of these joints")
+        parts.append(f"no AP: {_why_no_ap(results)}")
     if results["people"]:
         areas = ", ".join(f"{count} from {source}" for source, count in results["areas_from"].items() if count)
         parts.append(f"Areas: {areas}".replace("from estimated", "estimated"))
@@ -161,6 +162,13 @@ def sentences(results: dict[str, Any]) -> str:
         found = ", ".join(f"{count} by {how}" for how, count in results["annotations_found_by"].items())
         parts.append(f"Images in the annotations: {found}".replace("by not found", "not found"))
     return ". ".join(parts) + "."
+
+
+def _why_no_ap(results: dict[str, Any]) -> str:
+    found = results["annotations_found_by"]
+    if found is not None and not set(found) - {NOT_FOUND}:
+        return "no image was found in the annotations"
+    return "nobody is labelled" if results["figures"] else "the run stored no people of these joints"
 
 
 # --- the samples behind a figure
@@ -216,7 +224,9 @@ def select(
         conditions.append({f"{gt_field}.keypoints": {"$elemMatch": person}})
     if stray or kind:
         peak: dict[str, Any] = {"label": joint} if joint else {}
-        peak |= {"confidence": {"$elemMatch": {"$gte": stray[0], "$lt": stray[1]}}} if stray else {}
+        if stray:
+            upper = "$lte" if stray[1] >= 1 else "$lt"  # the highest bin has 1 itself
+            peak |= {"confidence": {"$elemMatch": {"$gte": stray[0], upper: stray[1]}}}
         peak |= {"kind": kind} if kind else {}
         conditions.append({f"{key}_stray_peaks.keypoints": {"$elemMatch": peak}})
     if worst:

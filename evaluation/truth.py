@@ -1,7 +1,7 @@
 """The labelled people of an image: from a field of keypoints, areas and crowds from COCO annotations.
 
-Areas decide what is near and how large a person is. They come from the annotations, else from attributes of the
-keypoints (`area` in pixels^2, or `bounding_box`), else they are estimated from the labelled joints.
+Areas decide what is near and how large a person is. They come from the annotations (`area`, or `bbox`), else from
+attributes of the keypoints (`area` in pixels^2, or `bounding_box`), else they are estimated from the labelled joints.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .matching import Floats, Truth, assign
 
 FROM_ANNOTATIONS, FROM_ATTRIBUTES, ESTIMATED = "annotations", "attributes", "estimated"
 SOURCES = (FROM_ANNOTATIONS, FROM_ATTRIBUTES, ESTIMATED)
+AREA_FROM = "area_from"  # which of them, of an annotation
 BY_ID, BY_NAME = "coco_id", "file name"
 SAME = 3.0  # pixels between an annotation and the keypoints made of it, on average: rounding, no more
 # Medians over COCO val2017: the area of a person is 0.53 of the box around it, 0.9 of the box around 7 and more of its
@@ -68,7 +69,9 @@ class Annotations:
             self._people: dict[int, list[dict[str, Any]]] = defaultdict(list)
             for annotation in content["annotations"]:
                 if annotation["category_id"] == category["id"] and "keypoints" in annotation:
-                    self._people[annotation["image_id"]].append(annotation)
+                    person = _counted(annotation, len(self.joints))
+                    if person["bbox"] or any(person["keypoints"][2::3]):  # else it is nowhere
+                        self._people[annotation["image_id"]].append(person)
         except OSError as error:
             raise ValueError(f"The annotations {path} cannot be read: {error.strerror}.") from error
         except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
@@ -85,9 +88,39 @@ class Annotations:
         image = self.images.get(self._by_name.get(Path(filepath).name, -1))
         return (image, BY_NAME) if image else None
 
-    def people(self, image_id: int) -> list[dict[str, Any]]:
-        """All annotations of an image: crowds and people without joints too."""
-        return self._people.get(image_id, [])
+    def people(self, image_id: int, image_wh: tuple[float, float]) -> list[dict[str, Any]]:
+        """All annotations of an image, with all keys that COCO's have: crowds and people without joints too."""
+        return [_measured(person, image_wh) for person in self._people.get(image_id, [])]
+
+
+def _counted(annotation: dict[str, Any], joints: int) -> dict[str, Any]:
+    """An annotation with the keys that some files lack, and ``bbox`` None where there is no box.
+
+    Raises:
+        ValueError: if its keypoints are not of that many joints, or its box is none
+    """
+    keypoints = annotation["keypoints"] or [0] * (3 * joints)
+    box = annotation.get("bbox") or None
+    if len(keypoints) != 3 * joints or len(box or range(4)) != 4:
+        raise ValueError
+    counted = {"num_keypoints": sum(visible > 0 for visible in keypoints[2::3]), "iscrowd": 0}
+    given = {name: value for name, value in annotation.items() if value is not None}
+    return {**counted, **given, "keypoints": keypoints, "bbox": box}
+
+
+def _measured(person: dict[str, Any], image_wh: tuple[float, float]) -> dict[str, Any]:
+    """An annotation with area and box, and where the area comes from."""
+    area, box = person.get("area"), person["bbox"]
+    if area and box:
+        return {**person, AREA_FROM: FROM_ANNOTATIONS}
+    places = np.reshape(np.array(person["keypoints"], float), (-1, 3))
+    there = places[places[:, 2] > 0, :2]
+    source = FROM_ANNOTATIONS if area or box else ESTIMATED
+    area = area or (OF_BOX * box[2] * box[3] if box else _area_of_joints(there, image_wh))
+    if not box:
+        left, top, right, bottom = _around(there, area).tolist()
+        box = [left, top, right - left, bottom - top]
+    return {**person, "area": area, "bbox": box, AREA_FROM: source}
 
 
 def read_labels(
@@ -122,7 +155,7 @@ def read_labels(
         sources.append(source)
         if (label.get("iscrowd") or label.get("ignore") or np.isnan(points[p]).all()) and not np.isnan(boxes[p]).any():
             ignored.append(boxes[p])
-    ignored += [_corners(a["bbox"]) for i, a in enumerate(annotations) if i not in matched.values() and "bbox" in a]
+    ignored += [_corners(a["bbox"]) for i, a in enumerate(annotations) if i not in matched.values()]
     kept = [
         p
         for p, label in enumerate(keypoints)
@@ -139,7 +172,7 @@ def _match(
     annotated: Sequence[int],
 ) -> dict[int, int]:
     """Which annotation each person was made of: by its `coco_id`, else by where the joints are."""
-    ids = {annotation.get("id"): number for number, annotation in enumerate(annotations)}
+    ids = {annotation["id"]: number for number, annotation in enumerate(annotations) if "id" in annotation}
     matched = {p: ids[label["coco_id"]] for p, label in enumerate(keypoints) if label.get("coco_id") in ids}
     people = [p for p in range(len(keypoints)) if p not in matched]
     others = [number for number in range(len(annotations)) if number not in matched.values()]
@@ -160,29 +193,35 @@ def _extent(
 ) -> tuple[float, Floats, str]:
     """A person's area, its box (NaN = unknown), and where the area comes from."""
     there = points[~np.isnan(points[:, 0])]
+    if annotation is not None and annotation[AREA_FROM] == FROM_ANNOTATIONS:
+        return max(float(annotation["area"]), 1.0), _corners(annotation["bbox"]), FROM_ANNOTATIONS
     box = np.full(4, np.nan)
-    if annotation is not None and "bbox" in annotation:
-        box = _corners(annotation["bbox"])
-    elif label.get("bounding_box"):
+    if label.get("bounding_box"):
         box = _corners(np.array(label["bounding_box"], float).reshape(2, 2) * image_wh)
-    if annotation is not None and annotation.get("area"):
-        return max(float(annotation["area"]), 1.0), _or_joints(box, there, float(annotation["area"])), FROM_ANNOTATIONS
     if label.get("area"):
         return max(float(label["area"]), 1.0), _or_joints(box, there, float(label["area"])), FROM_ATTRIBUTES
     if not np.isnan(box).any():
         return max(OF_BOX * float(np.prod(box[2:] - box[:2])), 1.0), box, FROM_ATTRIBUTES
     if not len(there):
         return 1.0, box, ESTIMATED
-    width, height = there.max(axis=0) - there.min(axis=0)
+    area = _area_of_joints(there, image_wh)
+    return area, _or_joints(box, there, area), ESTIMATED
+
+
+def _area_of_joints(points: Floats, image_wh: tuple[float, float]) -> float:
+    """An estimate of a person's area from its joints (N, 2), of which there is at least one."""
+    width, height = points.max(axis=0) - points.min(axis=0)
     area = max(OF_JOINTS * width * height, OF_SQUARE * max(width, height) ** 2)
-    area = area if len(there) > 1 and area > 1 else OF_IMAGE * image_wh[0] * image_wh[1]
-    return float(area), _or_joints(box, there, area), ESTIMATED
+    return float(area if len(points) > 1 and area > 1 else OF_IMAGE * image_wh[0] * image_wh[1])
 
 
 def _or_joints(box: Floats, points: Floats, area: float) -> Floats:
     """A box, or where it is not known one around the joints."""
-    if not np.isnan(box).any() or not len(points):
-        return box
+    return box if not np.isnan(box).any() or not len(points) else _around(points, area)
+
+
+def _around(points: Floats, area: float) -> Floats:
+    """Left, top, right, bottom around the joints (N, 2) of a person of that area."""
     margin = MARGIN * np.sqrt(area)
     return np.concatenate([points.min(axis=0) - margin, points.max(axis=0) + margin])
 

@@ -142,6 +142,10 @@ def test_every_figure_leads_to_its_samples(operator, made: fo.Dataset):
     for part in results["reliability"]:
         samples = summary.select(made, "eval", stray=(part["from"], part["to"]))
         assert bool(len(samples)) == bool(part["stray"])
+    highest = made.first()
+    highest.eval_stray_peaks.keypoints[0].confidence = [1.0]
+    highest.save()
+    assert summary.select(made, "eval", stray=(0.9, 1.0)).values("id") == [highest.id]
     assert summary.select(made, "eval", worst="swapped").values("id") == [made.first().id]
     assert summary.select(made, "eval", status="swapped").values("id") == [made.first().id]
 
@@ -204,6 +208,44 @@ def test_images_are_matched_by_id_first_and_crowds_are_ignored(
     results = operator(made, gt_field="people", annotations=annotations).results
     assert results["annotations_found_by"] == {"coco_id": COUNT}
     assert made.values("eval_false_peaks") == [0] * (COUNT - 1) + [len(COCO)]
+
+
+def test_annotations_without_optional_keys_are_completed(operator, made: fo.Dataset, people: list, tmp_path: Path):
+    path = Path(coco_file(tmp_path / "coco.json", people))
+    content = json.loads(path.read_text())
+    crowd = next(annotation for annotation in content["annotations"] if annotation["iscrowd"])
+    bare = [{name: a[name] for name in ("keypoints", "image_id", "category_id")} for a in content["annotations"]]
+    bare[0]["bbox"] = content["annotations"][0]["bbox"]
+    bare[1]["bbox"] = []
+    bare[-1] = {**crowd, "keypoints": []}
+    path.write_text(json.dumps({**content, "annotations": bare}))
+
+    results = operator(made, gt_field="people", annotations=path).results
+    assert results["areas_from"] == {"annotations": 1, "attributes": 0, "estimated": sum(map(len, people)) - 1}
+    assert results["figures"]["ap"] == pytest.approx(1)
+    bare[0]["keypoints"] = bare[0]["keypoints"][:-3]
+    path.write_text(json.dumps({**content, "annotations": bare}))
+    with pytest.raises(ValueError, match="not a COCO keypoint file"):
+        operator(made, gt_field="people", eval_key="other", annotations=path)
+
+
+def test_annotations_are_read_again_only_if_they_changed(people: list, tmp_path: Path):
+    settings = evaluate.Settings(annotations=coco_file(tmp_path / "coco.json", people))
+    first = evaluate.read_annotations(settings)
+    assert evaluate.read_annotations(settings) is first
+    coco_file(tmp_path / "coco.json", people[:-1])
+    assert evaluate.read_annotations(settings).sha256 != first.sha256
+
+
+def test_a_missing_ap_is_explained(operator, made: fo.Dataset, people: list, tmp_path: Path):
+    others = coco_file(tmp_path / "coco.json", people, tuple(f"other-{n}.jpg" for n in range(COUNT)))
+    results = operator(made, gt_field="people", annotations=others).results
+    assert "no AP: no image was found in the annotations" in summary.sentences(results)
+    made.set_values("people", [fo.Keypoints()] * COUNT)
+    assert "no AP: nobody is labelled" in summary.sentences(operator(made, gt_field="people", eval_key="b").results)
+    made.delete_sample_field("pose_keypoints")
+    results = operator(made, gt_field="people", eval_key="c").results
+    assert "no AP: the run stored no people" in summary.sentences(results)
 
 
 def test_a_file_that_is_no_annotations_is_refused(operator, made: fo.Dataset, tmp_path: Path):
@@ -299,6 +341,19 @@ def test_a_run_that_was_stopped_goes_on_and_comes_to_the_same(operator, made: fo
     assert made.values("other_status") == ["done"] * COUNT
     assert operator(made, gt_field="people").total == 0
     assert operator(made, gt_field="people", skip_existing=False).total == COUNT
+
+
+def test_a_view_by_what_is_deleted_is_refused(operator, made: fo.Dataset):
+    operator(made, gt_field="people")
+    for view in (
+        made.match({"eval_worst": "swapped"}),
+        summary.select(made, "eval", joint="left_wrist", status="swapped"),
+        made.filter_keypoints("people", filter=fo.ViewField("eval_status") == "swapped"),
+    ):
+        with pytest.raises(ValueError, match=r"The view goes by '.*eval_\w+', which is deleted"):
+            operator(view, gt_field="people", threshold=0.3, existing="replace")
+    assert made.values("eval_status") == ["done"] * COUNT
+    assert operator(made.limit(3), gt_field="people", threshold=0.3, existing="replace").done == 3
 
 
 def test_evaluated_by_a_worker(operator, made: fo.Dataset):
