@@ -29,8 +29,8 @@ from .network import HigherHRNet, NetworkConfig
 ENDINGS = (".pth.tar", ".safetensors", ".pth", ".pt")
 MAX_WIDTH = 256  # of a network that is still believed
 SETTLED_SECONDS = 2  # younger files may change again without a change of their time
-MADE_FROM = "made_from"  # key in the metadata of a converted file: SHA-256 of the file that it was made from
 CALIBRATION = "calibration"
+MADE_FROM = "made_from"  # key in the metadata of a converted file: SHA-256 of the file that it was made from
 EXACT = "exact"  # and whether its values are the same
 
 

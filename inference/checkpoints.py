@@ -168,8 +168,15 @@ def find_model(name: str, checkpoint: str | Path | None = None) -> ModelEntry:
     description = joints_path(Path(checkpoint).expanduser()) if checkpoint else None
     if description is None or not description.is_file():
         return entry
-    values = description.read_bytes()
-    return replace(entry, joint_set=JointSet.from_json(description)) if b'"joints"' in values else entry
+    return replace(entry, joint_set=JointSet.from_json(description)) if _is_joint_set(description) else entry
+
+
+def _is_joint_set(path: Path) -> bool:
+    """Whether a JSON file is meant as one; beside bundled weights lies one that describes the model."""
+    try:
+        return "joints" in json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return b'"joints"' in path.read_bytes()  # a damaged one, which is to be said
 
 
 def load(name: str = DEFAULT_MODEL, checkpoint: str | Path | None = None) -> LoadedModel:
@@ -239,10 +246,14 @@ def conversion_target(source: Path, name: str | None = None) -> Path:
     """Where the plugin looks for a converted file: beside the source, or where a model's own weights are kept.
 
     Raises:
-        ValueError: if there is no model of that name, or it has no published weights
+        ValueError: if there is no model of that name
+        CheckpointError: if the model has no published weights, or the source is such a file already
     """
     if not name:
-        return twin_path(source)
+        target = twin_path(source)
+        if target == source:
+            raise CheckpointError(f"{source} is a safetensors file already; there is nothing to convert.")
+        return target
     entry = find_model(name)
     if entry.bundled or not entry.source:
         raise CheckpointError(f"'{name}' has no published file that could be converted.")

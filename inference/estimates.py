@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 
+import fiftyone as fo
 import numpy as np
 
 from . import checkpoints, weights
@@ -12,7 +14,8 @@ from .network import HigherHRNet, NetworkConfig
 from .predictor import Predictor
 from .settings import Settings
 
-PHOTO_WH = (640, 480)  # of a typical image; the real sizes are not looked at
+PHOTO_WH = (640, 480)  # of an image whose size is not known
+SAMPLES_LOOKED_AT = 100
 OVERHEAD = 1.15  # of reading, grouping and writing, over the network's time
 BYTES_PER_PIXEL = 0.04  # of a PNG at the default floor; most of a map is zero
 SLOW = 1.0  # seconds per image from which on one look is enough; a form waits for it
@@ -52,14 +55,26 @@ def seconds_per_image(settings: Settings) -> float:
     return OVERHEAD * passes * _seconds_per_pass(settings.model, settings.checkpoint, size, settings.device)
 
 
-def bytes_per_image(settings: Settings, maps: int) -> float:
+def known_sizes(view: fo.core.collections.SampleCollection) -> list[tuple[int, int]]:
+    """Width and height of the first images of a view, as far as their metadata say so."""
+    columns = view.limit(SAMPLES_LOOKED_AT).values(["metadata.width", "metadata.height"])
+    return [(width, height) for width, height in zip(*columns, strict=True) if width and height]
+
+
+def bytes_per_image(settings: Settings, maps: int, sizes: Sequence[tuple[int, int]] = ()) -> float:
     """Of the maps on disk, or in the database; a rough figure, since it depends on how many people there are.
 
     Args:
         settings: resolved
         maps: number of maps per image
+        sizes: width and height of some of the images, pixels
     """
-    width, height = float(PHOTO_WH[0]), float(PHOTO_WH[1])
+    each = [_bytes_of(settings, maps, wh) for wh in sizes or [PHOTO_WH]]
+    return sum(each) / len(each)
+
+
+def _bytes_of(settings: Settings, maps: int, image_wh: tuple[int, int]) -> float:
+    width, height = map(float, image_wh)
     if settings.resolution == "network":
         assert settings.input_size is not None
         ratio = settings.input_size / min(width, height) / 2

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+MAX_SIDE = 32_766  # pixels, of what OpenCV warps
 STRIDE = 64  # input sides are multiples of this at the smallest scale
 
 
@@ -52,7 +53,16 @@ class Warp:
         )
 
     def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Image (H, W, 3) -> network input (h, w, 3), uint8, bilinear, black around the content."""
+        """Image (H, W, 3) -> network input (h, w, 3), uint8, bilinear, black around the content.
+
+        Raises:
+            ValueError: if a side of the image is longer than OpenCV can warp
+        """
+        if max(image.shape[:2]) > MAX_SIDE:
+            raise ValueError(
+                f"The image has {image.shape[1]} x {image.shape[0]} pixels; sides of at most {MAX_SIDE:,} can be "
+                "handled. Use a smaller copy, or cut it up."
+            )
         matrix = np.array([[self.ratio, 0, self.offset[0]], [0, self.ratio, self.offset[1]]])
         return cv2.warpAffine(image, matrix, self.input_wh)  # type: ignore[return-value]
 

@@ -191,6 +191,9 @@ def group(
 
     Returns:
         the people, in the order in which they were found
+
+    Raises:
+        ValueError: if a tag at a peak is no number
     """
     config = config or GroupingConfig()
     shape = shape or (heatmaps.shape[1], heatmaps.shape[2])
@@ -228,6 +231,8 @@ def _peaks(maps: Enlarged, tag_map: TagMap, config: GroupingConfig) -> list[Arra
     places = np.concatenate([found[joint] for joint in sorted(found)])
     xs, ys = places[:, :2].astype(np.intp).T
     table = np.column_stack([places, tag_map.at(np.repeat(np.arange(maps.count), counts), ys, xs)]).astype(np.float32)
+    if not np.isfinite(table).all():
+        raise ValueError("The tags of the network are no numbers: its weights are damaged, or their training diverged.")
     return np.split(table, np.cumsum(counts)[:-1])
 
 
@@ -285,7 +290,7 @@ def _refine(people: Array, maps: Enlarged, tag_map: TagMap) -> None:
 
 
 def _block_pixels(rows: Indices, columns: Indices) -> tuple[Indices, Indices]:
-    """The pixels of N blocks: ys (N, 16, 1), xs (N, 1, 16)."""
+    """The pixels of N blocks: ys (N, BLOCK, 1), xs (N, 1, BLOCK)."""
     inside = np.arange(BLOCK)
     return (rows[:, None] * BLOCK + inside)[:, :, None], (columns[:, None] * BLOCK + inside)[:, None, :]
 

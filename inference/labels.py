@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,7 @@ from .settings import Settings, find_maps
 MIN_PERSON_SCORE = 0.15
 # It also finds a place for every joint that a person lacks, however low the heatmap is there; these are not drawn.
 MIN_JOINT_VALUE = 0.1  # the published detection threshold
+NO_NUMBERS = "The network gave values that are no numbers: its weights are damaged, or their training diverged."
 DIGITS = 5  # of coordinates relative to the image and of heatmap values: a hundredth of a pixel, in half the bytes
 
 
@@ -94,7 +96,10 @@ class Labeller:
 
         Raises:
             OSError: if the files cannot be written
+            ValueError: if the network gave values that are no numbers
         """
+        if not math.isfinite(seen.maps.confidence):
+            raise ValueError(NO_NUMBERS)
         maps: dict[str, NDArray] = {"max": seen.maps.maximum} if self.maximum else {}
         if seen.maps.joints is not None:
             maps |= {name: seen.maps.joints[k] for name, k in zip(self.joints, self._channels, strict=True)}

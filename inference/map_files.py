@@ -29,6 +29,7 @@ except ImportError:  # Windows has no fcntl: leftovers of killed writers stay un
     fcntl = None  # type: ignore[assignment]
 
 PARTIAL = ".partial"
+ATTEMPTS = 10  # to find the folder of writers while others come and go
 
 
 def run_folder(maps_dir: str | Path, run_id: str) -> Path:
@@ -43,7 +44,7 @@ def sample_folder(maps_dir: str | Path, run_id: str, sample_id: str) -> Path:
 def check_writable(folder: str | Path) -> str | None:
     """A sentence that says why nothing can be written below a folder, or None. Creates nothing."""
     nearest = Path(folder).expanduser().absolute()
-    while not nearest.exists():
+    while not os.path.exists(nearest):  # Path.exists() raises where it may not look
         nearest = nearest.parent
     if not nearest.is_dir():
         return f"Maps cannot be written to {folder}, because {nearest} is a file. Choose another folder."
@@ -93,10 +94,16 @@ class MapWriter:
         self._lock: IO[bytes]
 
     def __enter__(self) -> MapWriter:
-        self._partial.mkdir(parents=True, exist_ok=True)
-        _sweep(self._partial)
         self._own = self._partial / uuid.uuid4().hex
-        self._lock = _lock_path(self._own).open("wb")
+        for attempts_left in reversed(range(ATTEMPTS)):
+            self._partial.mkdir(parents=True, exist_ok=True)
+            try:
+                _sweep(self._partial)
+                self._lock = _lock_path(self._own).open("wb")
+                break
+            except FileNotFoundError:  # another writer, the last one, has just ended and removed the folder
+                if not attempts_left:
+                    raise
         _try_lock(self._lock)  # before the folder is made: one without a lock is nobody's to sweep
         self._own.mkdir()
         return self

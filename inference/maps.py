@@ -109,7 +109,7 @@ def _resample(heatmaps: Tensor, warps: Sequence[Warp], sizes: list[tuple[int, in
     grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1).float()  # B, h, w, 2
     values = F.grid_sample(heatmaps, grid, mode="bilinear", padding_mode="border", align_corners=False)
     if any(whole):  # an image's maps do not depend on what else is in its batch, not even by rounding
-        values[whole] = heatmaps[whole]
+        values[whole, :, : heatmaps.shape[2], : heatmaps.shape[3]] = heatmaps[whole]
     return values, in_y[:, :, None] * in_x[:, None, :]
 
 

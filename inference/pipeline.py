@@ -4,8 +4,8 @@ Reader threads decode and warp images; workers take a batch of one shape each th
 PNGs and then, with one bulk write per batch, the database. Files come first and the database after, so that a sample
 has all its maps or none, whenever the process is killed.
 
-A GPU runs one batch at a time, while the other workers write. A CPU runs several, each on its own cores: they wait
-for nothing but Python, where one batch on all cores would wait at the end of every layer for the slowest core.
+A GPU runs one batch at a time, while the other workers write. A CPU runs one in each worker, on a share of the cores:
+they wait for nothing but Python, where one batch on all cores would wait at the end of every layer for the slowest.
 """
 
 from __future__ import annotations
@@ -41,10 +41,14 @@ from .joints import JointSet
 from .map_files import MapWriter, check_writable
 from .predictor import Predictor, PreparedImage
 from .settings import Settings
-from .views import bulk_write, pages, patiently, target_problem
+from .views import bulk_write, pages, patiently, target_problem, whole_samples
 
 MAX_LISTED = 100
-MAX_DOCUMENT = 15_500_000  # MongoDB's 16 MB, less what else a sample holds
+MAX_DOCUMENT = 15_500_000  # MongoDB's 16 MB, less what else a sample usually holds
+TOO_LARGE = (
+    "Its maps do not fit MongoDB's 16 MB for a sample. Use storage='files', dtype='uint8', resolution='network', or "
+    "fewer joints."
+)
 MAX_CPU_BATCHES = 4  # at once; more would need much memory and not be faster
 FULL = (errno.ENOSPC, errno.EDQUOT)
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ESTALE)  # the folder, not one sample's files
@@ -173,7 +177,7 @@ def process(
         settings: what to compute and store
         skip_existing: leave out the samples that are done; those with an error are tried again
         existing: what to do where the label field has a run with other settings: None = raise, ``"replace"`` it
-            sample by sample, or ``"append"`` to it
+            sample by sample, or ``"append"``: keep it, and do the samples that it has not done
         run_id: the run that the call is a shard of; None = whichever the label field has, or a new one
 
     Yields:
@@ -194,6 +198,7 @@ def process(
     found = problems(view, settings, existing)
     if found:
         raise ValueError(" ".join(found))
+    view = whole_samples(view)
     settings = settings.resolved(dataset)
     entry = checkpoints.find_model(settings.model, settings.checkpoint)
     present = weights.find(entry, settings.checkpoint)
@@ -208,7 +213,7 @@ def process(
     )
     record = recording.open_record(dataset, settings, model.entry, model.sha256, existing, run_id)
     status = runs.field_name(settings.label_field, "status")
-    todo = view.match({status: {"$ne": runs.DONE}}) if skip_existing else view.view()
+    todo = view.match({status: {"$ne": runs.DONE}}) if skip_existing else view
 
     fields = recording.fields_of(settings, model.entry.joint_set)
     state = Progress(total=len(todo), maps_dir=settings.maps_dir, fields=tuple(fields))
@@ -222,7 +227,7 @@ def process(
         for _ in stages.work_through(todo):
             state.seconds = time.monotonic() - started
             yield state
-    recording.close_record(dataset, settings.label_field, state.fields)
+    recording.close_record(dataset, settings.label_field)
     patiently(dataset.reload)
     state.seconds = time.monotonic() - started
     yield state
@@ -372,13 +377,13 @@ class _Stages:
         for item, image in zip(items, seen, strict=True):
             try:
                 values = self.labeller.documents(image, item.sample_id)
-                problem = None
-                if self.settings.storage == "memory" and len(bson.encode(values)) > MAX_DOCUMENT:
-                    problem = (
-                        "Its maps do not fit MongoDB's 16 MB for a sample. Use storage='files', dtype='uint8', "
-                        "resolution='network', or fewer joints."
-                    )
+                large = self.settings.storage == "memory" and len(bson.encode(values)) > MAX_DOCUMENT
+                problem = TOO_LARGE if large else None
+            except ValueError as error:  # what the network gave cannot be used
+                problem = str(error)
             except OSError as error:
+                if not recording.is_current(self.record):  # its folder goes with it
+                    raise RuntimeError(recording.gone(self.settings.label_field)) from error
                 if error.errno in (*FULL, *UNWRITABLE):
                     way_out = "Make room" if error.errno in FULL else "Make the folder writable"
                     raise OSError(
@@ -391,11 +396,23 @@ class _Stages:
                 values = self._nothing(item.sample_id, problem)
             outcomes.append(_Outcome(item.filepath, problem))
             updates.append(self._update(item.sample_id, values))
-        bulk_write(self.dataset, updates)
+        try:
+            bulk_write(self.dataset, updates)
+        except ValueError:  # as FiftyOne says that one of the samples would be too large with what else it holds
+            outcomes = [self._write_one(*parts) for parts in zip(outcomes, updates, strict=True)]
         if not recording.is_current(self.record):  # replaced or deleted between the look above and the update
             self._take_back([*(sample_id for sample_id, _, _ in failed), *(item.sample_id for item in items)])
             raise RuntimeError(recording.gone(self.settings.label_field))
         return outcomes
+
+    def _write_one(self, outcome: _Outcome, update: UpdateOne) -> _Outcome:
+        try:
+            bulk_write(self.dataset, [update])
+        except ValueError:
+            sample_id = str(update._filter["_id"])
+            bulk_write(self.dataset, [self._update(sample_id, self._nothing(sample_id, TOO_LARGE))])
+            return _Outcome(outcome.filepath, TOO_LARGE)
+        return outcome
 
     def _take_back(self, sample_ids: list[str]) -> None:
         """Samples count as done only with maps of the run that their label field has: they are to be done again."""
@@ -413,7 +430,8 @@ class _Stages:
 
     def _update(self, sample_id: str, values: dict[str, Any]) -> UpdateOne:
         prefix = f"{self.settings.label_field}_"
-        cleared = dict.fromkeys(self.record.fields)  # also what an earlier run left there
+        done = values["status"] == runs.DONE  # then maps of joints that this call does not make stay
+        cleared = dict.fromkeys((*self.state.fields, *self.record.replaced) if done else self.record.fields)
         written = {prefix + name: value for name, value in values.items()}
         return UpdateOne(
             {"_id": ObjectId(sample_id)},
@@ -453,7 +471,7 @@ def read_image(filepath: str) -> NDArray[np.uint8]:
         raise ValueError(f"{filepath} cannot be read: {error.strerror}.") from error
     if not data:
         raise ValueError(f"{filepath} is empty.")
-    if data.startswith(b"\xff\xd8") and data.find(b"\xff\xd9", max(0, data.rfind(b"\xff\xda"))) < 0:
+    if data.startswith(b"\xff\xd8") and is_cut_off(data):
         raise ValueError(f"{filepath} is a JPEG that was cut off; copy or download it again.")
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
@@ -462,3 +480,21 @@ def read_image(filepath: str) -> NDArray[np.uint8]:
     if image is None:
         raise ValueError(f"{filepath} is not an image that OpenCV can decode; is it damaged, or another kind of file?")
     return image  # type: ignore[return-value]
+
+
+def is_cut_off(jpeg: bytes) -> bool:
+    """Whether a JPEG file ends before its image does, which OpenCV would fill up with grey.
+
+    Thumbnails have an end of their own, and phones put videos behind the image: what counts is the first end behind
+    the beginning of the image's own data.
+    """
+    place = 2
+    while place + 4 <= len(jpeg) and jpeg[place] == 0xFF:
+        marker = jpeg[place + 1]
+        if marker == 0xDA:  # the data begin
+            return jpeg.find(b"\xff\xd9", place) < 0
+        if marker == 0xD9:
+            return False
+        alone = marker in (0x01, 0xFF) or 0xD0 <= marker <= 0xD7  # without a length; 0xFF fills up
+        place += (1 if marker == 0xFF else 2) if alone else 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
+    return place + 4 > len(jpeg)  # else it is damaged, which OpenCV will say

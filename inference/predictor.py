@@ -89,15 +89,7 @@ class Predictor:
         device: str | None = None,
         precision: torch.dtype | None = None,
     ):
-        if not scales or min(scales) <= 0:
-            raise ValueError("scales must list at least one number above 0, for example (0.5, 1, 2).")
-        if any(abs(2 * scale / min(scales) - round(2 * scale / min(scales))) > 1e-6 for scale in scales):
-            raise ValueError(
-                f"scales are {', '.join(map(str, scales))}; each must be a multiple of half of the smallest one, since "
-                "the network halves its input five times, for example (0.5, 1, 2) or (1, 1.5)."
-            )
-        if input_size < 64:
-            raise ValueError(f"input_size is {input_size}; it must be at least 64 pixels.")
+        check_sizes(scales, input_size)
         self.config = network.config
         self.input_size = input_size
         self.flip_test = flip_test
@@ -144,6 +136,19 @@ class Predictor:
             images = images.pin_memory().to(self.device, non_blocking=True)
         images = images.to(self.device).permute(0, 3, 1, 2)  # channels-last in memory
         return images.float().sub_(self._mean).div_(self._deviation).to(self.precision)
+
+
+def check_sizes(scales: Sequence[float], input_size: int | None) -> None:
+    """Raises ValueError, with what to do, if the network cannot run at these scales or this size (None = its own)."""
+    if not scales or min(scales) <= 0:
+        raise ValueError("scales must list at least one number above 0, for example (0.5, 1, 2).")
+    if any(abs(2 * scale / min(scales) - round(2 * scale / min(scales))) > 1e-6 for scale in scales):
+        raise ValueError(
+            f"scales are {', '.join(map(str, scales))}; each must be a multiple of half of the smallest one, since "
+            "the network halves its input five times, for example (0.5, 1, 2) or (1, 1.5)."
+        )
+    if input_size is not None and input_size < 64:
+        raise ValueError(f"input_size is {input_size}; it must be at least 64 pixels.")
 
 
 def merge_stages(outputs: list[Tensor], mirrored: list[Tensor] | None, flip: Tensor) -> tuple[Tensor, Tensor]:

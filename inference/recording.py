@@ -23,7 +23,7 @@ from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
 from . import runs
-from .checkpoints import ModelEntry
+from .checkpoints import ModelEntry, find_model
 from .joints import JointSet
 from .map_files import delete_maps
 from .settings import Settings, find_maps
@@ -42,8 +42,10 @@ def fields_of(settings: Settings, joint_set: JointSet) -> dict[str, type]:
 def change_problem(dataset: fo.Dataset, settings: Settings, sha256: str | None, existing: str | None) -> str | None:
     """Why the maps of a label field cannot just be continued; without a hash, as far as the settings can tell."""
     old = runs.read_record(dataset, settings.label_field)
-    if old is None or existing == "replace":
+    if existing == "replace":
         return None
+    if old is None:
+        return _unknown_maps(dataset, settings)
     if _is_foreign(old, dataset):
         origin = "were attached or adopted" if old.adopted else "came with the dataset that this one is a clone of"
         return f"The maps of '{settings.label_field}' {origin}. Choose another label field, or pass existing='replace'."
@@ -52,7 +54,20 @@ def change_problem(dataset: fo.Dataset, settings: Settings, sha256: str | None, 
         return None
     return (
         f"'{settings.label_field}' holds the maps of a run with other settings: {'; '.join(changed)}. Choose another "
-        "label field, or pass existing='replace' to make them anew or existing='append' to add to them."
+        "label field, or pass existing='replace' to make them anew, or existing='append' to keep them and run on the "
+        "other samples."
+    )
+
+
+def _unknown_maps(dataset: fo.Dataset, settings: Settings) -> str | None:
+    """Maps that no run is known for must not be taken for this one's, nor be lost by it."""
+    joint_set = find_model(settings.model, settings.checkpoint).joint_set
+    there = sorted({*fields_of(settings, joint_set)} & {*runs.heatmap_fields(dataset)})
+    if not there or not dataset.match({"$or": [{name: {"$ne": None}} for name in there]}).limit(1).count():
+        return None
+    return (
+        f"'{settings.label_field}' has maps that no run is known for, as apply_model() makes them. Choose another "
+        "label field, adopt them in the panel Pose heatmaps, or pass existing='replace' to make them anew."
     )
 
 
@@ -92,9 +107,15 @@ def open_record(
         if problem:
             raise ValueError(problem)
         changed = old is not None and (_is_foreign(old, dataset) or bool(runs.differences(old, recorded)))
+        unknown = old is None and dataset.has_field(runs.field_name(label_field, "status"))
         runs.declare(dataset, fields)
         if old and not (existing == "replace" and changed):
-            record = replace(old, fields=tuple(dict.fromkeys((*old.fields, *fields))), settings=recorded)
+            record = replace(
+                old,
+                fields=tuple(dict.fromkeys((*old.fields, *fields))),
+                replaced=tuple(name for name in old.replaced if name not in fields),
+                settings=recorded,
+            )
         else:
             previous = [str(folder) for folder in runs.run_folders(dataset, old)] if old else []
             record = runs.Record(
@@ -106,8 +127,9 @@ def open_record(
                 settings=recorded,
                 versions={"fiftyone": fo.__version__, "torch": torch.__version__},
                 previous=tuple(previous),
+                replaced=tuple(name for name in (old.fields if old else ()) if name not in fields),
             )
-        replaced = old is not None and record.run_id != old.run_id
+        replaced = unknown or (old is not None and record.run_id != old.run_id)
         if replaced:
             _undo_done(dataset, label_field)
         if record != old:
@@ -124,7 +146,7 @@ def _undo_done(dataset: fo.Dataset, label_field: str) -> None:
     dataset.match({status: runs.DONE}).set_field(status, None).save(status)
 
 
-def close_record(dataset: fo.Dataset, label_field: str, written: tuple[str, ...]) -> None:
+def close_record(dataset: fo.Dataset, label_field: str) -> None:
     """Delete the files of replaced runs, and fields that only they had, once no sample refers to them."""
     record = runs.read_record(dataset, label_field)
     if record is None:
@@ -144,11 +166,14 @@ def close_record(dataset: fo.Dataset, label_field: str, written: tuple[str, ...]
         if latest is None or latest.run_id != record.run_id:
             return
         kept = tuple(folder for folder in latest.previous if folder not in dropped)
-        unused = [name for name in latest.fields if not kept and name not in written and not dataset.count(name)]
+        unused = [name for name in latest.replaced if not kept and not dataset.count(name)]
         present = [name for name in unused if dataset.has_field(name)]
         if present:
             dataset.delete_sample_fields(present)
-        closed = replace(latest, previous=kept, fields=tuple(name for name in latest.fields if name not in unused))
+        fields, replaced = (
+            tuple(name for name in names if name not in unused) for names in (latest.fields, latest.replaced)
+        )
+        closed = replace(latest, previous=kept, fields=fields, replaced=replaced)
         if closed != latest:
             runs.save_record(dataset, closed)
 

@@ -11,14 +11,15 @@ from typing import Any
 import fiftyone as fo
 
 from . import runs
+from .file_index import ARRAY
 from .views import patiently
 
 SAMPLES_LOOKED_AT = 50
 
 
 def root_of(record: runs.Record) -> str | None:
-    """The folder that a run's maps lie in; of maps that were attached, the folder with the originals."""
-    return record.settings.get("source") if record.adopted else record.maps_dir
+    """The folder that a run's maps lie in; of maps that were attached as they are, the folder with the originals."""
+    return record.settings.get(_key(record))
 
 
 def problems(dataset: fo.Dataset, label_field: str, maps_dir: str | Path) -> list[str]:
@@ -35,8 +36,10 @@ def problems(dataset: fo.Dataset, label_field: str, maps_dir: str | Path) -> lis
     if not Path(new).is_dir():
         return [f"There is no folder {new}. Move the maps there first, then relocate them."]
     maps = _maps(dataset, record)
+    if not any(dataset.match(_inside(maps, folder)).limit(1).count() for folder in (old, new)):
+        return [f"No sample has maps of '{label_field}' below {old}; there is nothing to relocate."]
     somewhere = dataset.match(_inside(maps, old)).take(SAMPLES_LOOKED_AT, seed=51)
-    columns = somewhere.values([f"{name}.map_path" for name in maps]) if maps else []
+    columns = somewhere.values([f"{name}.map_path" for name in maps])
     moved = [new + path[len(old) :] for column in columns for path in column if path and path.startswith(old + os.sep)]
     missing = [path for path in moved if not Path(path).is_file()]
     if missing:
@@ -75,13 +78,20 @@ def relocate(dataset: fo.Dataset, label_field: str, maps_dir: str | Path) -> int
     changed = patiently(
         lambda: collection.update_many(_inside(maps, old), [{"$set": {**change, "last_modified_at": "$$NOW"}}])
     )
-    key = "source" if record.adopted else "maps_dir"
+    key = _key(record)
     previous = tuple(
         new + folder.removeprefix(old) if _is_inside(folder, old) else folder for folder in record.previous
     )
     runs.save_record(dataset, replace(record, settings={**record.settings, key: new}, previous=previous))
     dataset.reload()
     return int(changed.modified_count)
+
+
+def _key(record: runs.Record) -> str:
+    """The setting that names the folder; NumPy files were converted, so that their maps lie where a run's do."""
+    patterns = (record.settings.get("pattern") or "", record.settings.get("joint_pattern") or "")
+    converted = any(pattern.endswith(ARRAY) for pattern in patterns)
+    return "source" if record.adopted and not converted else "maps_dir"
 
 
 def _absolute(folder: str | Path) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Generator, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ MAX_COLOR = "#39ff14"  # stands out on skin, clothes, sky and grass alike, which
 KEYPOINTS_COLOR = "#ff4fd8"  # and on the maximum map
 DONE = "done"
 SAMPLES_MEASURED = 50
+FLIP = "flip"  # stands for the mirrored image where runs are compared
 METHOD = "pose-heatmaps"  # tells this plugin's records from other FiftyOne runs
 
 
@@ -35,10 +36,11 @@ class Record:
         label_field: prefix of the run's fields
         run_id: names the folder of the run's map files
         dataset_id: the dataset that owns the files (a clone only refers to them)
-        fields: names of the fields that the run writes
+        fields: names of the fields that the run writes, and those that only a replaced one had
+        replaced: of them, the latter: they go when no sample has anything there any more
         joints: the joint names, in the order of the keypoints
         settings: all that decides what the maps look like, and the weights' SHA-256
-        versions: of FiftyOne, torch and this plugin when the run began
+        versions: of FiftyOne and torch when the run began
         previous: folders of replaced runs that still hold maps which some sample refers to
         adopted: True if the maps were made by something else; of their files only converted ones are this plugin's
     """
@@ -51,6 +53,7 @@ class Record:
     settings: dict = field(default_factory=dict)
     versions: dict = field(default_factory=dict)
     previous: tuple[str, ...] = ()
+    replaced: tuple[str, ...] = ()
     adopted: bool = False
 
     @property
@@ -97,6 +100,8 @@ def check_label_field(label_field: str) -> None:
         raise ValueError(
             f"'{label_field}' cannot be a label field: use letters, digits and underscores, starting with a letter."
         )
+    if label_field == FLIP:
+        raise ValueError(f"'{FLIP}' cannot be a label field: compare_runs calls the mirrored image so.")
 
 
 def declare(dataset: fo.Dataset, fields: dict[str, type]) -> None:
@@ -181,7 +186,7 @@ def read_record(dataset: fo.Dataset, label_field: str) -> Record | None:
     if getattr(config, "made_by", None) != METHOD:
         return None
     values = {name: plain(getattr(config, name)) for name in Record.__dataclass_fields__ if hasattr(config, name)}
-    for name in ("fields", "joints", "previous"):
+    for name in ("fields", "joints", "previous", "replaced"):
         values[name] = tuple(values.get(name, ()))
     return Record(**values)
 
@@ -229,7 +234,7 @@ def dataset_id(dataset: fo.Dataset) -> str:
 
 
 def differences(record: Record, settings: dict) -> list[str]:
-    """The settings in which a record differs from a call, as ``name (record: a, call: b)``."""
+    """The settings in which a record differs from a call, as ``name (was a, now b)``."""
     return [
         f"{name} (was {record.settings.get(name)!r}, now {value!r})"
         for name, value in settings.items()
@@ -259,7 +264,7 @@ def adopt(
     Args:
         dataset: with heatmap fields ``<label_field>_…``
         label_field: their prefix
-        joint_set: what the fields show; None = the built-in set that has most of their names
+        joint_set: what the fields show; None = the first built-in set that has all of their names
         fields: the fields; None = all with that prefix that no other record has
         run_id: of the folder ``<maps_dir>/<run id>`` of files that deleting the run may delete; None = a new one
         settings: what is known about how the maps were made
@@ -282,9 +287,8 @@ def adopt(
             f"{', '.join(heatmaps) or 'none'}."
         )
     if joint_set is None:
-        joint_set = max(JOINT_SETS.values(), key=lambda known: len(suffixes & set(known.joints)))
-        if not suffixes & set(joint_set.joints):
-            joint_set = None
+        named = suffixes - {"max"}
+        joint_set = next((known for known in JOINT_SETS.values() if named and named <= {*known.joints}), None)
     record = Record(
         label_field=label_field,
         run_id=run_id or new_run_id(),
@@ -373,8 +377,11 @@ def delete(dataset: fo.Dataset, label_field: str, delete_files: bool = True) -> 
 
 
 def _delete(dataset: fo.Dataset, record: Record, delete_files: bool) -> Generator[int, None, None]:
-    # Fields first: no sample ever refers to a file that is gone. The record last: when this is killed, the files that
-    # are left are still known, and deleting again goes on from there.
+    # Under another run id first, so that a run that goes on meanwhile sees that it is gone, and takes back what it
+    # writes. Then fields: no sample ever refers to a file that is gone. The record last: when this is killed, the files
+    # that are left are still known, and deleting again goes on from there.
+    folders = run_folders(dataset, record)
+    save_record(dataset, replace(record, run_id=new_run_id(), previous=tuple(map(str, folders))))
     present = [name for name in record.fields if name in dataset.get_field_schema()]
     switch_off(dataset, record.fields)
     if present:
@@ -383,7 +390,7 @@ def _delete(dataset: fo.Dataset, record: Record, delete_files: bool) -> Generato
     yield count
     if delete_files:
         names = {name.removeprefix(f"{record.label_field}_") for name in record.fields}
-        for folder in run_folders(dataset, record):
+        for folder in folders:
             for _ in delete_maps(folder, names):
                 count += 1
                 if count % 1000 == 0:
@@ -397,7 +404,6 @@ def _delete(dataset: fo.Dataset, record: Record, delete_files: bool) -> Generato
 
 def counts(view: fo.core.collections.SampleCollection, label_field: str) -> tuple[int, int]:
     """How many samples of a view have the run's maps, and how many have an error instead."""
-    statuses = view.count_values(field_name(label_field, "status"))
-    done = statuses.pop(DONE, 0)
-    statuses.pop(None, None)
-    return done, sum(statuses.values())
+    # Not count_values(): an error names its file, so that a million of them would not fit one document.
+    status = field_name(label_field, "status")
+    return view.match({status: DONE}).count(), view.match({status: {"$nin": [DONE, None]}}).count()

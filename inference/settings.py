@@ -12,6 +12,7 @@ import fiftyone as fo
 from . import checkpoints, runs
 from .joints import JointSet
 from .maps import DTYPES, RESOLUTIONS
+from .predictor import check_sizes
 from .runs import default_maps_dir
 
 STORAGES = ("files", "memory")
@@ -24,7 +25,7 @@ class Settings:
     Attributes:
         label_field: prefix of the fields that the run writes
         model: a name of :data:`.checkpoints.MODELS`
-        checkpoint: a local file with weights for that model, instead of its own
+        checkpoint: a local file with weights for that model, instead of its own; becomes absolute, as ``maps_dir``
         maps: ``"max"``, ``"joints"`` (all of them) and names of joints
         keypoints: also group the peaks into people
         all_groups: keep every group of peaks with every joint, however doubtful, as published figures of AP have it
@@ -68,6 +69,10 @@ class Settings:
                 raise ValueError(f"{name} is '{value}'; it must be one of {', '.join(known)}.")
         if self.dtype == "float32" and self.storage == "files":
             raise ValueError("PNG files hold 8 bits: use dtype='uint8', or storage='memory' to keep float32 values.")
+        check_sizes(self.scales, self.input_size)
+        for name in ("checkpoint", "maps_dir"):
+            if getattr(self, name):  # a worker may run in another folder
+                object.__setattr__(self, name, str(Path(getattr(self, name)).expanduser().absolute()))
         if not 0 <= self.floor < 1:
             raise ValueError(f"floor is {self.floor}; it must be at least 0 and below 1.")
         for name, count in (("batch_size", self.batch_size), ("num_readers", self.num_readers)):
@@ -88,7 +93,7 @@ class Settings:
             maps=(*(("max",) if maximum else ()), *joints),
             input_size=self.input_size or entry.input_size,
             scales=tuple(float(scale) for scale in self.scales),
-            maps_dir=maps_dir and str(Path(maps_dir).expanduser().absolute()),
+            maps_dir=maps_dir,
         )
 
     def recorded(self) -> dict[str, Any]:

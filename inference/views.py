@@ -45,6 +45,15 @@ def target_problem(view: fo.core.collections.SampleCollection) -> str | None:
     return None
 
 
+def whole_samples(view: fo.core.collections.SampleCollection) -> fo.DatasetView:
+    """The same samples with all of their fields, also those that the view leaves out."""
+    whole = view._dataset.view()
+    for stage in view.view()._stages:
+        if not isinstance(stage, (fo.SelectFields, fo.ExcludeFields)):
+            whole = whole.add_stage(stage)
+    return whole
+
+
 def pages(view: fo.core.collections.SampleCollection) -> Iterator[tuple[str, str]]:
     """Ids and files of a view in the order of ids, a page at a time.
 

@@ -206,7 +206,7 @@ def _params(matching: Matching, label_field: str) -> dict[str, Any]:
     """The inverse of :func:`_matching`."""
     params: dict[str, Any] = {name: getattr(matching, name) for name in ("pattern", "joint_pattern", "match")}
     paths = {"maps_dir": matching.maps_dir, "rel_dir": matching.rel_dir}
-    params |= {name: {"absolute_path": path} for name, path in paths.items() if path}
+    params |= {name: forms.path_param(path) for name, path in paths.items() if path}
     if matching.range:
         params["range"] = ", ".join(map(str, matching.range))
     return {**params, "label_field": label_field}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import fiftyone as fo
@@ -17,6 +18,11 @@ def chosen_path(value: object) -> str | None:
     """The path that a file browser or a Python caller put into a parameter."""
     path = value.get("absolute_path") if isinstance(value, dict) else value
     return str(path) if path else None
+
+
+def path_param(path: str | Path) -> dict[str, str]:
+    """The parameter of a queued operation that :func:`chosen_path` reads; a worker may run in another folder."""
+    return {"absolute_path": str(Path(path).expanduser().absolute())}
 
 
 def label_field(inputs: types.Object, dataset: fo.Dataset) -> None:

@@ -107,7 +107,8 @@ class GenerateHeatmaps(foo.Operator):
             num_readers: threads that decode images; None = automatic
             device: ``"cpu"``, ``"cuda:0"`` and so on; None = the best there is
             skip_existing: leave out samples that are done
-            existing: where the label field has a run with other settings: None = error, ``"replace"``, ``"append"``
+            existing: where the label field has a run with other settings: None = error, ``"replace"`` it, or
+                ``"append"``: keep it, and do the samples that it has not done
             shards: number of delegated operations to split the run into, for as many workers as there are
             delegate: queue the run for FiftyOne's delegated workers instead of running it here; None = where there are
                 several shards
@@ -291,8 +292,8 @@ def _consequences(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
         ways.add_choice(
             "replace", label="Make them anew", description="Sample by sample; the old maps are deleted last"
         )
-        ways.add_choice("append", label="Add to them", description="Maps of both settings side by side in one field")
-        inputs.enum("existing", ways.values(), label="This label field has maps made with other settings", view=ways)
+        ways.add_choice("append", label="Keep them", description="Only the other samples get maps, of the new settings")
+        inputs.enum("existing", ways.values(), label="This label field has other maps already", view=ways)
         if ctx.params.get("existing") == "replace":
             found = replaced
         elif ctx.params.get("existing"):
@@ -309,27 +310,35 @@ def _notice(
     ctx: foo.ExecutionContext, inputs: types.Object, view: fo.core.collections.SampleCollection, settings: Settings
 ) -> None:
     from ..inference import checkpoints, estimates, runs, weights
+    from ..inference.views import whole_samples
 
-    dataset = ctx.dataset
+    dataset, view = ctx.dataset, whole_samples(view)
     settings = settings.resolved(dataset)
     total = count = len(view)
     status = runs.field_name(settings.label_field, "status")
-    if ctx.params.get("skip_existing", True) and not ctx.params.get("existing") and dataset.has_field(status):
+    if ctx.params.get("skip_existing", True) and ctx.params.get("existing") != "replace" and dataset.has_field(status):
         count = total - runs.counts(view, settings.label_field)[0]
     if not count:
         forms.notice(inputs, f"All {forms.samples(total)} have these maps already; there is nothing to do.")
         return
     maps = len(settings.maps)
     fields = f"{maps} heatmap field{'s' if maps != 1 else ''}"
-    size = forms.size(count * estimates.bytes_per_image(settings, maps))
+    sizes = estimates.known_sizes(view)
+    size = forms.size(count * estimates.bytes_per_image(settings, maps, sizes))
     place = f"in {settings.maps_dir}" if settings.storage == "files" else "in the database"
+    seconds = 0.0
     try:
         seconds = count * estimates.seconds_per_image(settings)
+        time = f"about {forms.duration(seconds)} here"
     except ValueError as error:  # weights or a device that cannot be used
         forms.refuse(inputs, [str(error)])
         return
+    except RuntimeError as error:  # a GPU that somebody else fills, say; another device can still be chosen
+        time = f"how long cannot be said: {str(error).splitlines()[0]}"
     done = f" ({forms.samples(total - count)} done already)" if count < total else ""
-    text = f"{forms.samples(count)}{done}, {fields}, about {size} {place}, about {forms.duration(seconds)} here."
+    text = f"{forms.samples(count)}{done}, {fields}, about {size} {place}, {time}."
+    if settings.resolution == "image" and not sizes:
+        text += " The megabytes are those of images of 640 x 480; compute_metadata() would tell more."
     fetched = weights.fetch_size(checkpoints.find_model(settings.model, settings.checkpoint), settings.checkpoint)
     if fetched:
         text += f" Before that, about {forms.size(fetched)} of weights will be fetched."

@@ -62,7 +62,7 @@ def params_of(settings: Settings, skip_existing: bool, existing: str | None) -> 
     params = {name: getattr(settings, name) for name in names}
     params |= {name: getattr(settings, name) for name in optional if getattr(settings, name) is not None}
     paths = {"checkpoint": settings.checkpoint, "maps_dir": settings.maps_dir}
-    params |= {name: {"absolute_path": str(path)} for name, path in paths.items() if path}
+    params |= {name: forms.path_param(path) for name, path in paths.items() if path}
     joints = [name for name in settings.maps if name != "max"]
     if "joints" in joints and "max" in settings.maps:
         params["maps"] = "all"

@@ -80,7 +80,7 @@ class RelocateHeatmaps(foo.Operator):
         return foo.execute_operator(
             self.uri,
             {"dataset": dataset},
-            params={"label_field": label_field, "maps_dir": {"absolute_path": str(maps_dir)}},
+            params={"label_field": label_field, "maps_dir": forms.path_param(maps_dir)},
             request_delegation=True,
         )
 

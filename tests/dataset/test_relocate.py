@@ -109,6 +109,29 @@ def test_attached_maps_are_relocated_to_where_their_originals_went(
     assert all(Path(path).parent == tmp_path / "moved" for path in made.values("depth_max.map_path"))
 
 
+def test_converted_maps_are_relocated_to_where_they_went(
+    dataset: Callable[..., fo.Dataset], photos: Path, tmp_path: Path
+):
+    made = dataset(photos)
+    (tmp_path / "theirs").mkdir()
+    for path in photos.iterdir():
+        np.save(tmp_path / "theirs" / f"{path.stem}.npy", np.ones((20, 20)))
+    attach = foo.get_operator(f"{URI}attach_heatmaps")
+    attach(made, str(tmp_path / "theirs"), label_field="depth", pattern="{stem}.npy", joint_pattern="", range=[0, 2])
+    converted = Path(runs.read_record(made, "depth").maps_dir)
+    shutil.copytree(converted, tmp_path / "moved")
+    assert relocate(made, tmp_path / "moved", "depth") == 6
+    assert all(path.startswith(str(tmp_path / "moved")) for path in made.values("depth_max.map_path"))
+
+
+def test_a_run_without_maps_has_nothing_to_relocate(dataset: Callable[..., fo.Dataset], tmp_path: Path):
+    made = dataset([tmp_path / "missing.jpg"])
+    settings = pipeline.Settings(maps=("max",), maps_dir=str(tmp_path / "maps"), input_size=64)
+    pipeline.run(made, settings, progress=False)
+    with pytest.raises(ValueError, match="No sample has maps of 'pose'"):
+        relocate(made, tmp_path)
+
+
 def test_maps_in_the_database_have_no_folder(dataset: Callable[..., fo.Dataset], photos: Path, tmp_path: Path):
     made = dataset([photos / "rocket.jpg"])
     pipeline.run(made, pipeline.Settings(maps=("max",), storage="memory", input_size=64), progress=False)

@@ -225,6 +225,15 @@ def test_joints_of_ones_own_come_from_a_json_file_beside_the_checkpoint(model: s
         checkpoints.load(model, path)
 
 
+def test_the_bundled_file_can_be_given_as_a_checkpoint(bundled):
+    """The JSON file beside it describes the model, not its joints."""
+    entry = checkpoints.MODELS[checkpoints.DEFAULT_MODEL]
+    loaded = checkpoints.load(checkpoints.CUSTOM, entry.asset)
+    assert loaded.entry.joint_set == COCO
+    with pytest.raises(CheckpointError, match="there is nothing to convert"):
+        checkpoints.conversion_target(entry.asset)
+
+
 def test_a_checkpoint_of_any_size_is_loaded_as_custom(tmp_path: Path):
     config = NetworkConfig(width=6, stem_blocks=1, modules=(1, 3, 2), blocks=1, deconv_blocks=2, shared_tag=True)
     path = save(HigherHRNet(config).state_dict(), tmp_path / "weights.pth")

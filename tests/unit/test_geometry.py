@@ -104,6 +104,14 @@ def test_inputs_of_several_scales_are_exact_multiples(image_wh: tuple[int, int],
         assert not any(side % 32 for side in warp.input_wh)
 
 
+def test_an_image_that_cannot_be_warped_says_so() -> None:
+    image = np.zeros((2, 33_000, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"33000 x 2 pixels; sides of at most 32,766"):
+        warp_for((33_000, 2), 64).apply(image)
+    longest = image[:, :32_766]
+    assert warp_for((32_766, 2), 64).apply(longest).shape[2] == 3
+
+
 def test_portrait_and_landscape_are_treated_alike() -> None:
     for width, height in EXTREME + ORDINARY:
         assert warp_for((width, height), 256).input_wh == warp_for((height, width), 256).input_wh[::-1]

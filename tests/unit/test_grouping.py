@@ -204,6 +204,13 @@ def test_positions_move_a_quarter_pixel_towards_the_higher_neighbour() -> None:
     assert (person[1:] == 0).all()
 
 
+def test_tags_that_are_no_numbers_are_a_sentence() -> None:
+    heatmaps = np.zeros((2, 32, 32), np.float32)
+    heatmaps[:, 10, 10] = 0.9
+    with pytest.raises(ValueError, match=r"no numbers: its weights are damaged"):
+        group(heatmaps, np.full((2, 32, 32, 1), np.nan, np.float32), (0, 1))
+
+
 def test_no_more_people_than_allowed() -> None:
     heatmaps, tags = np.zeros((17, 64, 64), np.float32), np.zeros((17, 64, 64, 1), np.float32)
     for index in range(49):

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from inference import map_files
 from inference.map_files import MapWriter, check_writable, run_folder
 
 SAMPLE, OTHER = "6a00000000000000000000ab", "6a00000000000000000000cd"
@@ -107,6 +108,21 @@ def test_a_writer_beside_a_living_one_leaves_its_work_alone(tmp_path: Path, busy
     with MapWriter(tmp_path, RUN) as writer:
         writer.write(OTHER, MAPS)
     assert before <= files(run_folder(tmp_path, RUN))
+
+
+def test_a_writer_that_begins_while_the_last_one_ends_finds_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sweep, met = map_files._sweep, []
+
+    def others_end(partial: Path) -> None:
+        sweep(partial)
+        if not met:
+            met.append(partial)
+            partial.rmdir()
+
+    monkeypatch.setattr(map_files, "_sweep", others_end)
+    with MapWriter(tmp_path, RUN) as writer:
+        writer.write(SAMPLE, MAPS)
+    assert met
 
 
 def test_folders_that_cannot_be_written_to_are_named_before_the_run(tmp_path: Path):

@@ -74,6 +74,18 @@ def test_an_image_that_fills_its_input_has_the_heatmaps_themselves_whatever_is_i
     assert other.maximum.shape == (64, 126)
 
 
+def test_images_of_several_sizes_share_a_batch() -> None:
+    warps = [warp_for(wh, 128) for wh in ((128, 128), (64, 64), (300, 300))]
+    assert len({warp.input_wh for warp in warps}) == 1
+    heatmaps = torch.rand(3, 2, 64, 64, generator=torch.Generator().manual_seed(0))
+    for resolution in ("network", "image"):
+        made = make_maps(predicted(heatmaps), warps, resolution)
+        for index, warp in enumerate(warps):
+            assert made[index].maximum.shape == map_wh(warp, resolution)[::-1]
+            (alone,) = make_maps(predicted(heatmaps[index : index + 1]), [warp], resolution)
+            np.testing.assert_array_equal(made[index].joints, alone.joints)
+
+
 @pytest.mark.parametrize("resolution", ["network", "image"])
 def test_padding_is_not_part_of_a_map(resolution: str) -> None:
     """Heat in the black bars beside the image is neither on the map nor in the confidence."""

@@ -17,6 +17,8 @@ WRONG = {
     "resolution": ("huge", "must be one of network, image"),
     "dtype": ("int8", "must be one of uint8, float32"),
     "floor": (1.0, "at least 0 and below 1"),
+    "scales": ((0.7, 1), "multiple of half of the smallest"),
+    "input_size": (32, "at least 64 pixels"),
     "batch_size": (0, "at least 1"),
     "num_readers": (-1, "at least 1"),
 }
@@ -27,6 +29,20 @@ def test_a_wrong_setting_is_refused_with_what_to_do(name: str):
     value, message = WRONG[name]
     with pytest.raises(ValueError, match=message):
         Settings(**{name: value})
+
+
+def test_flip_is_no_label_field_since_it_stands_for_the_mirrored_image():
+    with pytest.raises(ValueError, match="compare_runs calls the mirrored image so"):
+        Settings("flip")
+    with pytest.raises(ValueError, match="at least one number above 0"):
+        Settings(scales=())
+
+
+def test_paths_become_absolute_since_a_worker_may_run_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    settings = Settings(model="custom", checkpoint=Path("mine.pth"), maps_dir="maps")
+    assert settings.checkpoint == str(tmp_path / "mine.pth")
+    assert settings.maps_dir == str(tmp_path / "maps")
 
 
 def test_float_maps_do_not_go_into_files():

@@ -1,0 +1,112 @@
+"""Calls that meet on one label field: beside each other, after maps of another origin, and while a run is deleted."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import fiftyone as fo
+import fiftyone.operators as foo
+import numpy as np
+import pytest
+
+from inference import pipeline, runs
+
+GENERATE = "@pose-heatmaps/higherhrnet/generate_heatmaps"
+
+
+def settings(maps_dir: Path | None, *maps: str, **more: object) -> pipeline.Settings:
+    folder = maps_dir and str(maps_dir)
+    return pipeline.Settings(maps=maps or ("max",), maps_dir=folder, **{"input_size": 64, "batch_size": 1, **more})
+
+
+def finish(steps: object) -> pipeline.Progress:
+    *_, state = steps
+    return state
+
+
+def test_a_run_that_ends_leaves_the_fields_that_another_one_is_about_to_write(
+    dataset: Callable, photos: Path, tmp_path: Path
+):
+    made = dataset([photos / "rocket.jpg"] * 2)
+    one = pipeline.process(made.limit(1), settings(tmp_path, "max"))
+    next(one)
+    other = pipeline.process(made.skip(1), settings(tmp_path, "nose"), existing="append")
+    next(other)  # has declared its field, and written nothing
+    finish(one)
+    finish(other)
+    made.reload()
+    assert [sample.pose_nose is not None for sample in made] == [False, True]
+
+
+@pytest.mark.parametrize("storage", ["files", "memory"])
+def test_a_run_that_is_deleted_meanwhile_stops_and_leaves_nothing(
+    storage: str, dataset: Callable, photos: Path, tmp_path: Path
+):
+    made = dataset([photos / "rocket.jpg"] * 12)
+    steps = pipeline.process(made, settings(tmp_path if storage == "files" else None, storage=storage))
+    while next(steps).done < 2:
+        pass
+    deletion = runs.delete(made, "pose")
+    next(deletion)  # the fields are gone, the record is not
+    with pytest.raises(RuntimeError, match="replaced or deleted meanwhile"):
+        finish(steps)
+    for _ in deletion:
+        pass
+    made.reload()
+    assert [name for name in made.get_field_schema() if name.startswith("pose_")] == []
+    assert [name for name in made.first().to_mongo_dict() if name.startswith("pose_")] == []
+    assert not made.list_runs()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_maps_without_a_run_are_neither_taken_over_nor_lost(dataset: Callable, photos: Path, tmp_path: Path):
+    made = dataset([photos / "rocket.jpg"] * 2)
+    made.set_values("pose_max", [fo.Heatmap(map=np.full((4, 4), 9, np.uint8)) for _ in range(2)])
+    made.set_values("pose_status", ["done", "done"])
+    for existing in (None, "append"):
+        with pytest.raises(ValueError, match=r"'pose' has maps that no run is known for.*adopt them"):
+            pipeline.run(made, settings(tmp_path), existing=existing, progress=False)
+    assert made.list_runs() == []
+    assert pipeline.run(made, settings(tmp_path), existing="replace", progress=False).done == 2
+    assert made.first().pose_max.map_path
+
+
+def test_append_with_other_joints_keeps_what_samples_have(dataset: Callable, photos: Path, tmp_path: Path):
+    made = dataset([photos / "rocket.jpg"] * 2)
+    pipeline.run(made.limit(1), settings(tmp_path, "max"), progress=False)
+    more = settings(tmp_path, "nose")
+    assert pipeline.run(made, more, existing="append", progress=False).skipped == 1
+    state = pipeline.run(made, more, existing="append", skip_existing=False, progress=False)
+    assert state.done == 2
+    assert [Path(path).is_file() if path else None for path in made.values("pose_max.map_path")] == [True, None]
+    assert all(Path(path).is_file() for path in made.values("pose_nose.map_path"))
+
+
+def test_a_sample_that_is_full_already_costs_itself_only(dataset: Callable, photos: Path):
+    made = dataset([photos / "astronaut.jpg"] * 3)
+    made.set_values("notes", ["", "x" * 16_760_000, ""])
+    state = pipeline.run(
+        made, settings(None, "max", "joints", storage="memory", dtype="float32", floor=0.0), progress=False
+    )
+    assert (state.done, state.failed) == (2, 1)
+    first, full, last = made.values("pose_status")
+    assert first == last == "done"
+    assert "do not fit MongoDB's 16 MB" in full
+    assert made.values("pose_max.map")[1] is None
+
+
+def test_finished_samples_are_skipped_in_a_view_that_hides_the_fields(dataset: Callable, photos: Path, tmp_path: Path):
+    made = dataset([photos / "rocket.jpg"] * 2)
+    pipeline.run(made.limit(1), settings(tmp_path), progress=False)
+    hiding = made.select_fields()
+    context = foo.ExecutionContext(
+        {
+            "dataset_name": made.name,
+            "view": hiding._serialize(),
+            "params": {"view_target": "CURRENT_VIEW", "maps": "max", "maps_dir": str(tmp_path), "input_size": 64},
+        },
+        operator_uri=GENERATE,
+    )
+    form = str(foo.get_operator(GENERATE).resolve_input(context).to_json())
+    assert "1 image (1 image done already)" in form
+    assert pipeline.run(hiding, settings(tmp_path), progress=False).skipped == 1
+    assert made.values("pose_status") == ["done", "done"]
