@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
 from evaluation import indexing
-from evaluation.embeddings import embedding, mirror_order
+from evaluation.embeddings import embedding
 from inference import checkpoints, pipeline
 from inference.joints import COCO as JOINTS
 from inference.settings import Settings
@@ -192,7 +192,7 @@ def drawn(joints: Array) -> NDArray[np.float32]:
 
 def sitting_figures(dataset: fo.Dataset, annotations: COCO) -> dict[str, float]:
     sitting, base = sitting_near_sitting(*people_found(dataset, annotations))
-    order = mirror_order(JOINTS.joints)
+    order = JOINTS.flip
     vectors, truth = [], []
     for _, joints, area in labelled(annotations):
         sits = is_sitting(joints)

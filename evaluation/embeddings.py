@@ -28,17 +28,6 @@ WINDOW = 0.25  # of a person's size: standard deviation of the window around eac
 FAINTEST = 0.05  # a map that never gets higher shows nothing
 
 
-def mirror_order(joints: Sequence[str]) -> list[int]:
-    """For each joint, the one that it becomes in a mirrored image, by its name: left_… and right_…"""
-    swapped = {"left": "right", "right": "left"}
-    twins = []
-    for joint in joints:
-        side, _, rest = joint.partition("_")
-        twin = f"{swapped[side]}_{rest}" if side in swapped else joint
-        twins.append(joints.index(twin) if twin in joints else joints.index(joint))
-    return twins
-
-
 def embedding(maps: Array, order: Sequence[int]) -> NDArray[np.float32] | None:
     """The pose that maps show, whatever its place, size and side.
 

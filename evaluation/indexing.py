@@ -22,8 +22,8 @@ from bson import Binary, ObjectId
 from numpy.typing import NDArray
 from pymongo import UpdateOne
 
-from . import records
-from .embeddings import embedding, mirror_order, person_box, person_maps
+from . import records, skeletons
+from .embeddings import embedding, person_box, person_maps
 from .inference import runs, views
 from .reading import SampleMaps, map_joints, read_maps
 
@@ -72,6 +72,7 @@ class Progress:
         total: samples to embed
         done, failed: samples finished
         skipped: samples that were embedded already
+        empty: of those done, how many have maps that show nothing
         failures: up to 100 (file, reason)
         seconds: since it began
         fields: that it writes
@@ -85,6 +86,7 @@ class Progress:
     done: int = 0
     failed: int = 0
     skipped: int = 0
+    empty: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
     seconds: float = 0.0
     fields: tuple[str, ...] = ()
@@ -98,9 +100,8 @@ class Progress:
         """One line for people."""
         people = f" and {self.people} people" if self.people else ""
         parts = [f"{self.samples} samples{people} can be searched by pose, after {self.seconds:.0f} s"]
-        empty = self.done + self.skipped - self.samples
-        if empty > 0:
-            parts.append(f"the maps of {empty} show nothing")
+        if self.empty:
+            parts.append(f"the maps of {self.empty} show nothing")
         if self.duplicates is not None:
             parts.append(f"{self.duplicates} have a near duplicate")
         if self.failed:
@@ -271,6 +272,7 @@ def _embed(
         missing = [_update(sample_id, embedder.nothing(problem)) for sample_id, _, problem in failed]
         views.bulk_write(dataset, batch + missing)
         state.done += len(batch)
+        state.empty = embedder.empty
         state.failed += len(failed)
         state.failures += [(path, problem) for _, path, problem in failed][: MAX_LISTED - len(state.failures)]
         failed.clear()
@@ -293,14 +295,18 @@ class _Embedder:
     def __init__(self, dataset: fo.Dataset, choices: Choices, joints: Sequence[str]):
         self.choices = choices
         self.keypoints = runs.field_name(choices.label_field, "keypoints")
-        self.order = mirror_order(joints)
+        self.order = skeletons.twins(joints).tolist()
+        self.empty = 0  # samples whose maps show nothing
         record = runs.read_record(dataset, choices.label_field)
         names = record.joints if record and record.joints else tuple(joints)
-        self.points = [names.index(joint) for joint in joints]  # of a keypoint label, in the order of the maps
+        # of a keypoint label, in the order of the maps; one too many where people have no such joint
+        self.points = [names.index(joint) if joint in names else len(names) for joint in joints]
 
     def document(self, sample: SampleMaps) -> dict[str, Any]:
         """The fields of a sample."""
-        values: dict[str, Any] = {"embedding": _vector(embedding(sample.maps, self.order)), "status": runs.DONE}
+        vector = embedding(sample.maps, self.order)
+        self.empty += vector is None
+        values: dict[str, Any] = {"embedding": _vector(vector), "status": runs.DONE}
         if self.choices.people:
             values["people"] = {"_cls": "Detections", "detections": list(self._people(sample))}
         return {runs.field_name(self.choices.key, name): value for name, value in values.items()}
@@ -313,7 +319,8 @@ class _Embedder:
 
     def _people(self, sample: SampleMaps) -> Generator[dict[str, Any], None, None]:
         for person in (sample.fields.get(self.keypoints) or {}).get("keypoints") or []:
-            points = np.array(person["points"], float).reshape(-1, 2)[self.points]
+            given = np.array(person["points"], float).reshape(-1, 2)
+            points = np.array([given[place] if place < len(given) else (np.nan, np.nan) for place in self.points])
             box = person_box(points)
             vector = None if box is None else embedding(person_maps(sample.maps, points), self.order)
             if vector is None:

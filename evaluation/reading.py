@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -48,7 +49,7 @@ class SampleMaps:
 
 
 def map_joints(dataset: fo.Dataset, label_field: str) -> tuple[str, ...]:
-    """The joints that a label field has maps of: in its record's order, or without a record in that of the fields.
+    """The joints that a label field has maps of: in its record's order, then or without a record in that of the fields.
 
     Raises:
         ValueError: if there are none
@@ -58,6 +59,9 @@ def map_joints(dataset: fo.Dataset, label_field: str) -> tuple[str, ...]:
     prefix = runs.field_name(label_field, "")
     present = [name.removeprefix(prefix) for name in heatmaps if name.startswith(prefix)]
     joints = [name for name in (record.joints if record else present) if name in present and name != "max"]
+    if record:  # maps that were attached may show others than the joints of its skeleton
+        own = {name.removeprefix(prefix) for name in set(record.fields) - set(record.replaced)}
+        joints += [name for name in present if name in own - {"max", *joints}]
     if not joints:
         raise ValueError(
             f"The label field '{label_field}' has no maps of single joints; the dataset's heatmap fields are "
@@ -171,7 +175,10 @@ def _values(label: dict[str, Any]) -> NDArray:
     if not path:
         if label.get("map") is None:
             raise ValueError("It has a heatmap label without a map.")
-        return fou.deserialize_numpy_array(label["map"])
+        try:
+            return fou.deserialize_numpy_array(label["map"])
+        except (zlib.error, ValueError, EOFError) as error:
+            raise ValueError("A map of it in the database cannot be decoded; is it damaged?") from error
     try:
         data = Path(path).read_bytes()
     except OSError as error:

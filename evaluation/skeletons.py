@@ -9,19 +9,23 @@ import fiftyone as fo
 import numpy as np
 from numpy.typing import NDArray
 
-from .inference import joints
+from .inference import joints, runs
 
 BY_SKELETON = "its skeleton"  # where the names of joints come from
 OTHER_SIGMA = 0.079  # of joints that COCO does not have
 
 
-def label_names(dataset: fo.Dataset, field: str, annotated: Sequence[str] = ()) -> tuple[tuple[str, ...], str]:
+def label_names(
+    dataset: fo.Dataset, field: str, label_field: str, annotated: Sequence[str] = ()
+) -> tuple[tuple[str, ...], str]:
     """The joint names of a keypoints field, and where they come from.
 
     FiftyOne's importer of COCO files sets no skeleton: then the names are those of the annotations, else those of the
-    built-in joint set that has as many joints.
+    run, or of the only built-in joint set, that has as many joints.
 
     Args:
+        field: with the labelled people
+        label_field: of the run that they are compared with
         annotated: names in a COCO file with the same people
 
     Raises:
@@ -34,11 +38,15 @@ def label_names(dataset: fo.Dataset, field: str, annotated: Sequence[str] = ()) 
         return tuple(annotated), "the annotations"
     first = dataset.match({f"{field}.keypoints.0": {"$exists": True}}).limit(1).values(f"{field}.keypoints.points")
     count = len(first[0][0]) if first else 0
-    for joint_set in joints.JOINT_SETS.values():
-        if count == len(joint_set):
-            return joint_set.joints, f"{joint_set.name}, which has as many joints"
+    run = runs.read_record(dataset, label_field)
+    if run and count and count == len(run.joints):
+        return run.joints, f"the run '{label_field}', which has as many joints"
+    fitting = [joint_set for joint_set in joints.JOINT_SETS.values() if count == len(joint_set)]
+    if len(fitting) == 1:
+        return fitting[0].joints, f"{fitting[0].name}, which has as many joints"
+    several = f", and {' and '.join(known.name for known in fitting)} have as many" if fitting else ""
     raise ValueError(
-        f"The joints of '{field}' have no names. Give the field its skeleton: "
+        f"The joints of '{field}' have no names{several}. Give the field its skeleton: "
         f"dataset.skeletons['{field}'] = fo.KeypointSkeleton(labels=[...], edges=[]); dataset.save()."
     )
 
@@ -77,7 +85,7 @@ def sigmas(names: Sequence[str]) -> NDArray[np.float64]:
 
 
 def twins(names: Sequence[str]) -> NDArray[np.intp]:
-    """For each joint (K,) the index of the one of the other side by its name; its own where there is none."""
+    """For each joint (K,) the index of the one of the other side by its name: left_… and right_…; else its own."""
     sides = {"left": "right", "right": "left"}
     other = [re.sub(r"\b(left|right)(?=_)", lambda side: sides[side[0]], name) for name in names]
     return np.array([names.index(name) if name in names else k for k, name in enumerate(other)], np.intp)

@@ -53,7 +53,8 @@ def pair_joints(
         ValueError: if the labels' joints have no names, or none of the maps'
     """
     known = map_joints(dataset, label_field)
-    names, named_by = skeletons.label_names(dataset, gt_field, annotations.joints if annotations else ())
+    annotated = annotations.joints if annotations else ()
+    names, named_by = skeletons.label_names(dataset, gt_field, label_field, annotated)
     given = {**skeletons.match_names(names, known), **(joints or {})}
     mapping = {name: joint for name, joint in given.items() if joint is not None}
     problem = skeletons.check_names(names, mapping, known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fiftyone as fo
@@ -97,9 +98,9 @@ class EvaluateHeatmaps(foo.Operator):
         """
         from ..evaluation import evaluate
 
-        settings = evaluate.Settings(
-            label_field, gt_field, eval_key, str(annotations) if annotations else None, joints, threshold, radius
-        )
+        # A worker has another folder, from which a relative path would lead elsewhere.
+        path = str(Path(annotations).expanduser().absolute()) if annotations else None
+        settings = evaluate.Settings(label_field, gt_field, eval_key, path, joints, threshold, radius)
         if not delegate:
             return evaluate.evaluate(sample_collection, settings, skip_existing, existing, progress)
         found = evaluate.problems(sample_collection, settings, existing)
@@ -265,7 +266,8 @@ def _names(dataset: fo.Dataset, settings: Settings) -> tuple[tuple[str, ...], st
     from ..evaluation import evaluate, skeletons
 
     annotations = evaluate.read_annotations(settings)
-    return skeletons.label_names(dataset, settings.gt_field, annotations.joints if annotations else ())
+    annotated = annotations.joints if annotations else ()
+    return skeletons.label_names(dataset, settings.gt_field, settings.label_field, annotated)
 
 
 def _params(settings: Settings, skip_existing: bool, existing: str | None) -> dict[str, Any]:

@@ -263,7 +263,9 @@ def _render_people(body: types.Object, run: Run, people: list[dict[str, Any]] | 
     for number, words in enumerate(["person", "score", *map(state.spoken, joints)]):
         view.caption(grid, f"head_{number}", words)
     for number, person in enumerate(people, 1):
-        values = [person["values"][run.index(joint) or 0] for joint in joints]
+        # labels that were attached may have fewer values than joints
+        by_joint = dict(zip(run.order, person["values"], strict=False))
+        values = [by_joint.get(joint) for joint in joints]
         cells = [f"{number}", f"{person['score']:.2f}", *("not found" if v is None else f"{v:.2f}" for v in values)]
         for place, words in enumerate(cells):
             view.text(grid, f"cell_{number}_{place}", words)
@@ -284,7 +286,9 @@ def _people(document: dict[str, Any], run: Run) -> list[dict[str, Any]] | None:
     people = [
         {
             "score": person.get("score") or 0,
-            "values": [None if value is None or math.isnan(value) else value for value in person["confidence"] or ()],
+            "values": [
+                None if value is None or math.isnan(value) else value for value in person.get("confidence") or ()
+            ],
         }
         for person in label.get("keypoints") or ()
     ]

@@ -1,5 +1,6 @@
 """Evaluating maps against labels: what is written, where areas come from, and what a second call does."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,9 @@ from fiftyone.operators.delegated import DelegatedOperationService
 from fiftyone.operators.executor import ExecutionContext, Executor
 
 from benchmarks import accuracy, generated
-from evaluation import evaluate, records, summary
-from inference import checkpoints, pipeline
-from inference.joints import COCO
+from evaluation import evaluate, records, skeletons, summary
+from inference import checkpoints, pipeline, runs
+from inference.joints import AI_CHALLENGER, COCO
 from inference.predictor import Predictor
 from inference.settings import Settings
 
@@ -280,7 +281,20 @@ def test_joints_are_compared_by_name_or_as_mapped(operator, made: fo.Dataset):
 def test_without_a_skeleton_the_number_of_joints_tells(operator, made: fo.Dataset):
     del made.skeletons["people"]
     made.save()
-    assert operator(made, gt_field="people").results["joints_named_by"] == "coco-17, which has as many joints"
+    results = operator(made, gt_field="people").results
+    assert results["joints_named_by"] == "the run 'pose', which has as many joints"
+    made.set_values("people", [keypoints_of(14)] * COUNT)
+    with pytest.raises(ValueError, match="and crowdpose-14 and ai-challenger-14 have as many"):
+        skeletons.label_names(made, "people", "pose")
+    record = runs.read_record(made, "pose")
+    runs.save_record(made, dataclasses.replace(record, joints=AI_CHALLENGER.joints))
+    assert skeletons.label_names(made, "people", "pose")[0] == AI_CHALLENGER.joints
+    made.set_values("people", [keypoints_of(17)] * COUNT)
+    assert skeletons.label_names(made, "people", "pose") == (COCO.joints, "coco-17, which has as many joints")
+
+
+def keypoints_of(count: int) -> fo.Keypoints:
+    return fo.Keypoints(keypoints=[fo.Keypoint(points=[(0.5, 0.5)] * count)])
 
 
 # --- the form
@@ -366,6 +380,18 @@ def test_evaluated_by_a_worker(operator, made: fo.Dataset):
     made.reload()
     assert made.values("eval_status") == ["done"] * 5 + [None] * 3
     assert records.list_records(made)["eval"].settings["threshold"] == 0.3
+
+
+def test_a_worker_finds_annotations_by_a_relative_path(
+    operator, made: fo.Dataset, people: list, tmp_path: Path, monkeypatch
+):
+    coco_file(tmp_path / "coco.json", people)
+    monkeypatch.chdir(tmp_path)
+    operator(made, gt_field="people", annotations="coco.json", delegate=True)
+    monkeypatch.chdir("/")
+    (result,) = DelegatedOperationService().execute_queued_operations(operator=URI, dataset_name=made.name)
+    assert result.error is None
+    assert records.load_results(made, "eval")["annotations_found_by"] == {"file name": COUNT}
 
 
 def test_deleting_leaves_no_trace(operator, made: fo.Dataset):

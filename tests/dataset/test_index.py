@@ -134,6 +134,23 @@ def test_an_index_goes_with_its_fields_and_brain_runs(index, posed: fo.Dataset):
     assert records.list_records(posed) == {}
 
 
+def test_maps_of_other_joints_are_indexed_too(index, posed: fo.Dataset):
+    posed.set_values("pose_tail", posed.values("pose_nose"))
+    runs.adopt(posed, "pose", COCO)
+    state = index(posed, progress=False)
+    assert (state.done, state.failed, state.people, state.empty) == (6, 0, 6, 1)
+    assert len(posed.first().pose_poses_embedding) == 18 * 64
+    assert "the maps of 1 show nothing" in state.summary()
+
+
+def test_samples_outside_of_the_view_do_not_count_as_empty(index, posed: fo.Dataset):
+    ids = posed.values("id")
+    index(posed.select(ids[:3]), progress=False)
+    state = index(posed.select(ids[4:5]), progress=False)
+    assert (state.done, state.samples, state.empty) == (1, 3, 1)
+    assert "the maps of 1 show nothing" in state.summary()
+
+
 def test_a_damaged_map_costs_its_sample(index, posed: fo.Dataset):
     broken = posed.first()
     Path(broken.pose_nose.map_path).write_bytes(b"not a map")

@@ -1,15 +1,18 @@
 """Stored maps come back as they were, whatever way they are stored."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import fiftyone as fo
 import numpy as np
 import pytest
+from bson import Binary, ObjectId
 
 from evaluation import reading
 from inference import runs
+from inference.joints import COCO
 
 JOINTS = ("nose", "left_wrist")
 
@@ -79,6 +82,20 @@ def test_joints_come_in_the_order_of_the_record_or_of_the_call(dataset: Callable
         next(reading.read_maps(made, "other"))
 
 
+def test_maps_of_joints_that_the_record_lacks_come_last(dataset: Callable, photos: Path):
+    made = dataset(photos)
+    for joint in ("tail", "nose", "paw"):
+        made.set_values(f"pose_{joint}", [fo.Heatmap(map=values_of(0))] * len(made))
+    runs.adopt(made, "pose", COCO)
+    assert reading.map_joints(made, "pose") == ("nose", "tail", "paw")
+    record = runs.read_record(made, "pose")
+    runs.save_record(made, replace(record, joints=()))
+    assert reading.map_joints(made, "pose") == ("tail", "nose", "paw")
+    runs.save_record(made, replace(record, replaced=("pose_tail",)))  # of an earlier run
+    assert reading.map_joints(made, "pose") == ("nose", "paw")
+    assert next(reading.read_maps(made, "pose")).maps.shape[0] == 2
+
+
 def test_a_sample_that_cannot_be_read_is_told_and_left_out(dataset: Callable, photos: Path, tmp_path: Path):
     made = dataset(photos)
     samples = list(made)
@@ -92,13 +109,17 @@ def test_a_sample_that_cannot_be_read_is_told_and_left_out(dataset: Callable, ph
     samples[2]["pose_nose"] = fo.Heatmap(map_path=str(damaged))
     for sample in samples:
         sample.save()
+    made._sample_collection.update_one(
+        {"_id": ObjectId(samples[3].id)}, {"$set": {"pose_nose.map": Binary(b"no more than this")}}
+    )
     told: list[tuple[str, str, str]] = []
 
     read = list(reading.read_maps(made, "pose", on_error=lambda *report: told.append(report)))
 
-    assert [sample.sample_id for sample in read] == [sample.id for sample in samples[3:]]
-    assert [report[:2] for report in told] == [(sample.id, sample.filepath) for sample in samples[:3]]
-    for report, words in zip(told, ["gone.png cannot be read", "no map of left_wrist", "damaged"], strict=True):
+    assert [sample.sample_id for sample in read] == [sample.id for sample in samples[4:]]
+    assert [report[:2] for report in told] == [(sample.id, sample.filepath) for sample in samples[:4]]
+    reasons = ["gone.png cannot be read", "no map of left_wrist", "damaged", "in the database cannot be decoded"]
+    for report, words in zip(told, reasons, strict=True):
         assert words in report[2]
 
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from evaluation.embeddings import embedding, mirror_order, person_box, person_maps
+from evaluation.embeddings import embedding, person_box, person_maps
+from evaluation.skeletons import twins
 from inference.joints import COCO
 
-ORDER = mirror_order(COCO.joints)
+ORDER = twins(COCO.joints).tolist()
 SHAPE = (120, 160)
 # Places of the COCO joints of a person who stands, relative to a box of 1 x 1.
 STANDING = np.array(
@@ -67,9 +68,9 @@ def test_vectors_have_length_one():
 
 
 def test_the_mirrored_joint_follows_from_the_names():
-    assert tuple(mirror_order(COCO.joints)) == COCO.flip
-    assert mirror_order(["left_wrist", "nose", "right_wrist"]) == [2, 1, 0]
-    assert mirror_order(["left_wrist", "nose"]) == [0, 1]
+    assert tuple(ORDER) == COCO.flip
+    assert twins(["left_wrist", "nose", "right_wrist"]).tolist() == [2, 1, 0]
+    assert twins(["left_wrist", "nose"]).tolist() == [0, 1]
 
 
 def test_a_person_is_embedded_apart_from_the_others():
