@@ -112,7 +112,8 @@ def jensen_shannon(first: Array, second: Array) -> float:
 def resampled(values: Array, size: tuple[int, ...]) -> NDArray[np.float64]:
     """A map at another size (h, w), by area, without the values below the floor."""
     sized = values if values.shape == size else cv2.resize(values, size[::-1], interpolation=cv2.INTER_AREA)
-    return np.where(sized >= FLOOR, sized, 0.0).astype(np.float64)
+    floor = min(FLOOR, sized.max() / 2)  # the peak stays, also a narrow one that averages below the floor
+    return np.where(sized >= floor, sized, 0.0).astype(np.float64)
 
 
 class _PeopleSizes:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import label
 from scipy.optimize import linear_sum_assignment
 
 Floats = NDArray[np.floating]
@@ -75,7 +76,8 @@ class Verdict:
     Attributes:
         statuses: (P, K) of :data:`STATUSES`, or ``"unlabelled"``
         values: (P, K) the joint's map at its place
-        distances: (P, K) from the joint to the nearest peak of its map, in roots of the person's area; NaN = no peak
+        distances: (P, K) from the joint to its own peak where it is found or shifted, else to the nearest one of its
+            map, in roots of the person's area; NaN = no peak
         peaks: (P, K) the value of that peak
         seen_as: (P, K) the joint whose map is highest at that place, -1 where none reaches the threshold
         stray: peaks that are not at a joint of theirs, and not where peaks are ignored
@@ -95,8 +97,8 @@ class Verdict:
 def find_peaks(maps: NDArray[np.float32], image_wh: tuple[float, float], threshold: float = THRESHOLD) -> Peaks:
     """Local maxima of at least a threshold.
 
-    A peak is the largest value within a hundredth of the map's longer side, at least 2 pixels; of equal values the
-    first counts.
+    A peak is the largest value within a hundredth of the map's longer side, at least 2 pixels. A plateau is one peak,
+    at its first pixel.
 
     Args:
         maps: (K, h, w) 0 to 1
@@ -117,10 +119,29 @@ def find_peaks(maps: NDArray[np.float32], image_wh: tuple[float, float], thresho
             others = flat[found + offset]
             keep = others < values if offset < 0 else others <= values
             found, values = found[keep], values[keep]
+    first = _first_of_plateaus(framed, found)
+    found, values = found[first], values[first]
     joints, ys, xs = np.unravel_index(found, framed.shape)
     scale = np.array(image_wh) / (width, height)
     places = (np.stack([xs, ys], axis=1) - reach + 0.5) * scale
     return Peaks(joints, places, values)
+
+
+def _first_of_plateaus(maps: NDArray[np.float32], found: Indices) -> NDArray[np.bool_]:
+    """Which peaks, flat indices in their order, are the first of their plateau: a wide one has several."""
+    first = np.ones(len(found), bool)
+    joints, ys, xs = np.unravel_index(found, maps.shape)
+    values = maps.reshape(-1)[found]
+    seen: dict[tuple[int, float], list[int]] = {}
+    for number, (joint, value) in enumerate(zip(joints.tolist(), values.tolist(), strict=True)):
+        seen.setdefault((joint, value), []).append(number)
+    for (joint, value), numbers in seen.items():
+        if len(numbers) > 1:  # seldom: peaks of equal height
+            parts = label(maps[joint] == value, np.ones((3, 3)))[0]
+            at = parts[ys[numbers], xs[numbers]]
+            first[numbers] = False
+            first[np.array(numbers)[np.unique(at, return_index=True)[1]]] = True
+    return first
 
 
 def values_at(maps: NDArray[np.float32], places: Floats, image_wh: tuple[float, float]) -> Floats:
@@ -193,6 +214,7 @@ def judge(
                 kinds[swapped[mirrored[person, swapped].argmin()]] = SWAPPED
             elif peak is not None:
                 statuses[person, joint] = SHIFTED
+                distances[person, joint], nearest[person, joint] = apart[person, peak], peaks.values[peak]
                 kinds[peak] = kinds[peak] or SHIFTED
     stray = np.array([not at_joint[n] and (kinds[n] is not None or not _ignored(truth, peaks, n)) for n in _all(peaks)])
     chosen = np.flatnonzero(stray)

@@ -85,6 +85,14 @@ def test_maps_of_other_sizes_are_resampled():
     assert disagreement(blob(0.3, 0.4)[None], blob(0.6, 0.4, shape=(48, 64))[None], PERSON).divergence[0] > 0.9
 
 
+def test_a_peak_that_averages_below_the_floor_still_counts():
+    narrow, wide = dark((192, 256)), blob(0.3, 0.4, shape=(48, 64))
+    narrow[150, 200] = 0.2
+    found = disagreement(narrow[None], wide[None])
+    assert found.divergence[0] == pytest.approx(1, abs=0.01)
+    assert found.overall()[1] == pytest.approx(1, abs=0.01)
+
+
 def test_the_image_as_a_whole_is_weighed_by_the_peaks():
     first = np.stack([blob(0.3, 0.4, 0.9), blob(0.5, 0.5, 0.12)])
     second = np.stack([blob(0.3, 0.4, 0.9), dark()])

@@ -51,6 +51,14 @@ def test_peaks_are_local_maxima_and_a_plateau_is_one():
     np.testing.assert_allclose(peaks.values, [0.9, 0.5, 0.7])
 
 
+def test_a_wide_round_plateau_is_one_peak():
+    ys, xs = np.mgrid[:200, :200]
+    maps = np.zeros((1, 200, 200), np.float32)
+    for x, y in ((60, 60), (150, 140)):
+        maps[0, (xs - x) ** 2 + (ys - y) ** 2 <= 40**2] = 0.9
+    assert matching.find_peaks(maps, (200, 200)).places.tolist() == [[60.5, 20.5], [150.5, 100.5]]
+
+
 def test_peaks_on_the_border_count():
     maps = np.zeros((1, 30, 40), np.float32)
     maps[0, 0, 0] = maps[0, 29, 39] = 1
@@ -74,6 +82,14 @@ def test_shifted_names_the_peak_nearby():
     assert verdict.statuses[0, 1] == "shifted"
     assert verdict.distances[0, 1] == pytest.approx(6 / 20)
     assert (verdict.kinds, verdict.stray.places.tolist()) == (["shifted"], [[57, 41]])
+
+
+def test_the_distance_of_a_shifted_joint_is_that_of_its_own_peak():
+    """Nearer by is the peak of somebody else, who stands right there."""
+    verdict = judge(draw((0, 41, 41, 0.8), (0, 29, 41, 0.9)), truth([(37, 41), NAN, NAN], [(41, 41), NAN, NAN]))
+    assert verdict.statuses[:, 0].tolist() == ["shifted", "found"]
+    assert verdict.distances[:, 0].tolist() == [8 / 20, 0]
+    assert verdict.peaks[:, 0] == pytest.approx([0.9, 0.8])
 
 
 def test_a_peak_far_away_explains_no_joint():
