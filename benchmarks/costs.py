@@ -78,7 +78,8 @@ def large_dataset(count: int) -> dict[str, float]:
     try:
         dataset.add_sample_field("pose_status", fo.StringField)
         for start in range(0, count, 10_000):
-            documents = [{"filepath": f"/{start + i:09}.jpg", "pose_status": runs.DONE} for i in range(10_000)]
+            numbers = range(start, min(start + 10_000, count))
+            documents = [{"filepath": f"/{number:09}.jpg", "pose_status": runs.DONE} for number in numbers]
             dataset._sample_collection.insert_many(documents)
         started = time.perf_counter()
         parts = shards.split(dataset, 64, ("pose_status",))

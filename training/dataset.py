@@ -69,6 +69,9 @@ def read_shards(folder: Path) -> list[Photo]:
     return photos
 
 
+HELD_OUT = {"coco": 300, "negative": 80}  # of weights whose checkpoint does not say it
+
+
 def split(photos: list[Photo], coco: int, negative: int) -> tuple[list[Photo], list[Photo]]:
     """Training photos and held-out photos.
 
@@ -170,7 +173,7 @@ def corners(box: list[float], affine: np.ndarray) -> np.ndarray:
 
 
 def recolour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Random brightness, contrast, tint; sometimes grey, blurred or noisy. uint8 in and out."""
+    """Random brightness, contrast, tint; sometimes grey or blurred. uint8 in and out."""
     gain = rng.uniform(0.65, 1.35) * rng.uniform(0.92, 1.08, 3)
     offset = 128 * (1 - gain) + rng.uniform(-30, 30)
     table = np.clip(np.arange(256)[:, None] * gain + offset, 0, 255).astype(np.uint8)

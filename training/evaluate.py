@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from inference.network import HigherHRNet, NetworkConfig
-from training.dataset import Photo, labelled, read_shards, split, warp, whole_affine
+from training.dataset import HELD_OUT, Photo, labelled, read_shards, split, warp, whole_affine
 from training.losses import normalise
 
 SEGMENT = 0.55  # a person's area per box area, about; COCO's areas are not in the shards
@@ -173,7 +173,7 @@ def threshold_at(peaks: np.ndarray, alarm_share: float = ALARM_SHARE) -> float:
 
 
 def held_out_subset(held: list[Photo], share: float) -> list[Photo]:
-    """The first ``share`` of the held-out photos of each set."""
+    """The first ``share`` of the held-out photos with people, and all without."""
     people = [photo for photo in held if photo.record["persons"]]
     free = [photo for photo in held if not photo.record["persons"]]
     return people[: max(1, round(share * len(people)))] + free
@@ -193,15 +193,15 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.run:
         saved = torch.load(arguments.run / "checkpoint.pt", map_location="cpu", weights_only=True)
-        config, state = saved["network"], saved["ema"]
+        config, state, held_out = saved["network"], saved["ema"], saved.get("held_out", HELD_OUT)
     else:
         with safe_open(arguments.weights, "pt") as file:
             config = json.loads(file.metadata()["config"])
-        state = load_file(arguments.weights)
+        state, held_out = load_file(arguments.weights), HELD_OUT
     network = HigherHRNet(NetworkConfig.from_dict(config))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
-    held = held_out_subset(split(read_shards(arguments.data), coco=300, negative=80)[1], arguments.share)
+    held = held_out_subset(split(read_shards(arguments.data), **held_out)[1], arguments.share)
     for input_size in arguments.input_size:
         numbers = evaluate(network, held, input_size)
         print(json.dumps({"input_size": input_size, **{k: round(v, 3) for k, v in numbers.items()}}), flush=True)

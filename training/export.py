@@ -22,7 +22,7 @@ from torch import Tensor
 from inference.calibration import Calibration
 from inference.network import HigherHRNet, NetworkConfig
 from training.calibrate import fit
-from training.dataset import read_shards, split
+from training.dataset import HELD_OUT, read_shards, split
 
 LICENSE = (
     "Trained on data that is licensed for research: LSP Extended, Penn-Fudan, Flickr8k, a set of full-body photos, "
@@ -108,15 +108,15 @@ def main() -> None:
     if arguments.run:
         saved = torch.load(arguments.run / "checkpoint.pt", map_location="cpu", weights_only=True)
         config, state = NetworkConfig.from_dict(saved["network"]), saved["ema"]
-        photos = saved["photos"] + saved["start_photos"]
+        photos, held_out = saved["photos"] + saved["start_photos"], saved.get("held_out", HELD_OUT)
     else:
         with safe_open(arguments.weights, "pt") as file:
             config = NetworkConfig.from_dict(json.loads(file.metadata()["config"]))
-        state, photos = load_file(arguments.weights), arguments.photos_seen
+        state, photos, held_out = load_file(arguments.weights), arguments.photos_seen, HELD_OUT
     network = HigherHRNet(config).eval()
     network.load_state_dict({k: v.half().float() for k, v in state.items()}, strict=False)
-    held_out = split(read_shards(arguments.data), coco=300, negative=80)[1]
-    calibration = fit(network, held_out, arguments.input_size)
+    held = split(read_shards(arguments.data), **held_out)[1]
+    calibration = fit(network, held, arguments.input_size)
     about = export(state, config, arguments.assets, arguments.name, arguments.input_size, photos, calibration)
     print(json.dumps({**about, "calibration": calibration.knots}, indent=2))
 

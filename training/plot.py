@@ -15,7 +15,9 @@ SMOOTHED = 5  # lines of the log
 
 
 def read_columns(path: Path) -> dict[str, list[float]]:
-    """A log as the training writes it; lines without a number of photos (cut off by a kill) are left out."""
+    """A log as the training writes it, nothing before its first line; lines that a kill cut off are left out."""
+    if not path.exists():
+        return {}
     with path.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if all(row.values())]
     return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else {}
@@ -30,12 +32,12 @@ def plot(run: Path) -> Path:
     losses, held_out = read_columns(run / "log.csv"), read_columns(run / "held_out.csv")
     figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 8), layout="constrained")
     for name in ("quarter", "half", "pull", "push"):
-        values = losses[name]
+        values = losses.get(name, [])
         smooth = [sum(values[max(0, i - SMOOTHED + 1) : i + 1]) / min(i + 1, SMOOTHED) for i in range(len(values))]
-        above.plot(losses["photos"], smooth, label=name)
+        above.plot(losses.get("photos", []), smooth, label=name)
     above.set(ylabel="loss", yscale="log")
     for name in ("joint_recall", "joint_recall_large", "false_alarm_rate", "recall_at_fa3", "recall_large_at_fa3"):
-        below.plot(held_out["photos"], held_out[name], marker="o", label=name)
+        below.plot(held_out.get("photos", []), held_out.get(name, []), marker="o", label=name)
     below.set(xlabel="photos seen", ylabel="share, held-out photos", ylim=(0, 1))
     for axes in (above, below):
         axes.grid(alpha=0.3)

@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from inference.network import HigherHRNet, NetworkConfig
+from inference.network import BasicBlock, Bottleneck, HigherHRNet, NetworkConfig
 from training.dataset import Batches, read_shards, split
 from training.evaluate import evaluate, held_out_subset
 from training.losses import halve_mask, heatmap_loss, normalise, schedule, tag_loss
@@ -37,12 +37,33 @@ def start_from(network: HigherHRNet, path: Path) -> None:
     """Take over weights of a network that has at most as many blocks.
 
     Blocks that it lacks begin as the identity, so that the deeper network computes at first what the smaller one did.
+
+    Raises:
+        ValueError: if the networks differ by more than that
     """
     weights = {name: value.float() for name, value in load_file(path).items()}
-    missing = network.load_state_dict(weights, strict=False).missing_keys
-    for name in missing:
-        if name.endswith(".bn2.weight"):  # the last of a basic block, before the shortcut is added
-            torch.nn.init.zeros_(network.get_parameter(name))
+    new: dict[str, torch.nn.BatchNorm2d] = {}  # blocks that the file lacks: what comes before the shortcut is added
+    for name, block in network.named_modules():
+        if any(key.startswith(f"{name}.") for key in weights):
+            continue
+        if isinstance(block, BasicBlock):
+            new[f"{name}."] = block.bn2
+        elif isinstance(block, Bottleneck) and block.downsample is None:
+            new[f"{name}."] = block.bn3
+    wanted = network.state_dict().keys()
+    unknown = sorted(weights.keys() - wanted)
+    if unknown:
+        raise ValueError(f"{path} has {len(unknown)} weights that the network lacks, such as {unknown[0]}.")
+    # exported weights lack num_batches_tracked
+    rest = (key for key in wanted - weights.keys() if not key.endswith("num_batches_tracked"))
+    missing = sorted(key for key in rest if not key.startswith(tuple(new)))
+    if missing:
+        raise ValueError(
+            f"{path} lacks {len(missing)} weights of the network, such as {missing[0]}; only whole blocks may be new."
+        )
+    network.load_state_dict(weights, strict=False)
+    for norm in new.values():
+        torch.nn.init.zeros_(norm.weight)
 
 
 def restart_tags(network: HigherHRNet, deviation: float) -> None:
@@ -66,7 +87,7 @@ class Ema:
 
     Args:
         network: to follow
-        decay: per step; grows from 0.9 at first, so that the start is forgotten
+        decay: per step; grows from 0.1 at first, so that the start is forgotten
     """
 
     def __init__(self, network: torch.nn.Module, decay: float):
@@ -196,6 +217,7 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
             "seconds": seconds,
             "start_photos": options["start_photos"],
             "network": config.to_dict(),
+            "held_out": options["held_out"],
         }
 
     def check() -> None:

@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from inference.calibration import Calibration
 from inference.network import HigherHRNet, NetworkConfig
 from training import card
+from training import evaluate as evaluation
+from training import export as exporting
 from training import train as training
 from training.calibrate import fit_curve, judged_peaks
 from training.dataset import (
@@ -261,13 +263,51 @@ def test_a_deeper_network_computes_at_first_what_the_one_did_that_it_starts_from
     torch.manual_seed(0)
     small = HigherHRNet(NetworkConfig.from_dict(OPTIONS["network"])).eval()
     save_file(small.state_dict(), tmp_path / "small.safetensors")
-    deeper = HigherHRNet(NetworkConfig.from_dict({**OPTIONS["network"], "blocks": 3, "deconv_blocks": 2})).eval()
+    more = {"blocks": 3, "deconv_blocks": 2, "stem_blocks": 2}
+    deeper = HigherHRNet(NetworkConfig.from_dict({**OPTIONS["network"], **more})).eval()
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert not torch.allclose(deeper(image)[1], small(image)[1])
         training.start_from(deeper, tmp_path / "small.safetensors")
         for mine, its in zip(deeper(image), small(image), strict=True):
             torch.testing.assert_close(mine, its)
+    assert deeper.layer1[1].bn2.weight.all()  # what follows could not learn
+
+
+def test_weights_of_another_network_are_no_start(tmp_path: Path) -> None:
+    state = HigherHRNet(NetworkConfig.from_dict(OPTIONS["network"])).state_dict()
+    exported = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    path = tmp_path / "start.safetensors"
+    for other, weights, words in (
+        ({}, {**exported, "extra.weight": torch.zeros(1)}, "1 weights that the network lacks, such as extra.weight"),
+        ({}, {k: v for k, v in exported.items() if k != "conv1.weight"}, "lacks 1 weights .*conv1.weight"),
+        ({"modules": [1, 2, 1]}, exported, "only whole blocks may be new"),
+        ({}, {k: v for k, v in exported.items() if not k.startswith("layer1.0.")}, "lacks .*layer1.0"),
+    ):
+        save_file(weights, path)
+        with pytest.raises(ValueError, match=words):
+            training.start_from(HigherHRNet(NetworkConfig.from_dict({**OPTIONS["network"], **other})), path)
+    save_file(exported, path)
+    training.start_from(HigherHRNet(NetworkConfig.from_dict(OPTIONS["network"])), path)
+
+
+def test_evaluation_and_export_hold_out_what_training_did(data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    training.train(data, OPTIONS, tmp_path / "run")
+    arguments = ["training", "--data", str(data), "--run", str(tmp_path / "run"), "--input-size", "64"]
+    monkeypatch.setattr("sys.argv", arguments)
+    evaluation.main()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["person_free"] == 2
+    monkeypatch.setattr("sys.argv", [*arguments, "--assets", str(tmp_path / "assets")])
+    seen: list[Photo] = []
+    monkeypatch.setattr(exporting, "fit", lambda network, photos, size: seen.extend(photos) or Calibration())
+    exporting.main()
+    assert len(seen) == 4
+
+
+def test_a_run_without_a_check_can_be_plotted(tmp_path: Path) -> None:
+    row = {"photos": 2, "quarter": 0.1, "half": 0.1, "pull": 0.1, "push": 0.1}
+    training.append(tmp_path / "log.csv", row)
+    assert cv2.imread(str(plot(tmp_path))).std() > 10
 
 
 def test_recall_looks_for_local_maxima_near_the_joint() -> None:
