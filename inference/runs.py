@@ -264,7 +264,7 @@ def adopt(
     Args:
         dataset: with heatmap fields ``<label_field>_…``
         label_field: their prefix
-        joint_set: what the fields show; None = the first built-in set that has all of their names
+        joint_set: what the fields show; None = the built-in set that has most of their names, if any has more than half
         fields: the fields; None = all with that prefix that no other record has
         run_id: of the folder ``<maps_dir>/<run id>`` of files that deleting the run may delete; None = a new one
         settings: what is known about how the maps were made
@@ -288,7 +288,9 @@ def adopt(
         )
     if joint_set is None:
         named = suffixes - {"max"}
-        joint_set = next((known for known in JOINT_SETS.values() if named and named <= {*known.joints}), None)
+        joint_set = max(JOINT_SETS.values(), key=lambda known: len(named & {*known.joints}))
+        if 2 * len(named & {*joint_set.joints}) <= len(named):  # other joints, of which some have the same name
+            joint_set = None
     record = Record(
         label_field=label_field,
         run_id=run_id or new_run_id(),
