@@ -104,24 +104,6 @@ def _published() -> list[ModelEntry]:
         ("w32-512-crowdpose", fourteen, CROWDPOSE, 512, "32_crowdpose_512x512-1aa4a132_20201017", "65.5 (CrowdPose)"),
         ("w32-512-aic", fourteen, AI_CHALLENGER, 512, "32_aic_512x512-9a674c33_20210130", "31.5 (AI Challenger)"),
     )
-    others = (
-        # name, network, input size, source, file, reported AP
-        (
-            *(
-                "higherhrnet-w32-512-coco-official",
-                w32,
-                512,
-                f"{fetching.GOOGLE_DRIVE}1V9Iz0ZYy9m8VeaspfKECDW0NKlGsYmO1",
-            ),
-            *("pose_higher_hrnet_w32_512.pth", "67.1 / 69.9"),
-        ),
-        (
-            *("higherhrnet-w48-640-coco", w48, 640, f"{fetching.GOOGLE_DRIVE}10j9Wx_I2H6qaw-prAdlJ44fLryDtA-ah"),
-            *("pose_higher_hrnet_w48_640.pth.tar", "69.9 / 72.1"),
-        ),
-        ("swahr-w32-512-coco", w32, 512, SWAHR, "swahr-w32-512-coco.pth", "68.9 / 71.4"),
-        ("swahr-w48-640-coco", w48, 640, SWAHR, "swahr-w48-640-coco.pth", "70.8 / 73.2"),
-    )
     entries = []
     for name, network, joint_set, size, stem, reported in openmmlab:
         file, digits = f"higher_hrnet{stem}.pth", stem.split("-")[1].split("_")[0]
@@ -129,8 +111,31 @@ def _published() -> list[ModelEntry]:
         entries.append(
             ModelEntry(f"higherhrnet-{name}", network, joint_set, size, "Apache-2.0", source, file, digits, reported)
         )
-    for name, network, size, source, file, reported in others:
-        entries.append(ModelEntry(name, network, COCO, size, "MIT", source, file, reported_ap=reported))
+
+    def authors(name: str, network: NetworkConfig, size: int, source: str, file: str, reported: str) -> ModelEntry:
+        return ModelEntry(name, network, COCO, size, "MIT", source, file, reported_ap=reported)
+
+    drive = fetching.GOOGLE_DRIVE
+    entries += [
+        authors(
+            "higherhrnet-w32-512-coco-official",
+            w32,
+            512,
+            f"{drive}1V9Iz0ZYy9m8VeaspfKECDW0NKlGsYmO1",
+            "pose_higher_hrnet_w32_512.pth",
+            "67.1 / 69.9",
+        ),
+        authors(
+            "higherhrnet-w48-640-coco",
+            w48,
+            640,
+            f"{drive}10j9Wx_I2H6qaw-prAdlJ44fLryDtA-ah",
+            "pose_higher_hrnet_w48_640.pth.tar",
+            "69.9 / 72.1",
+        ),
+        authors("swahr-w32-512-coco", w32, 512, SWAHR, "swahr-w32-512-coco.pth", "68.9 / 71.4"),
+        authors("swahr-w48-640-coco", w48, 640, SWAHR, "swahr-w48-640-coco.pth", "70.8 / 73.2"),
+    ]
     return [*entries, ModelEntry(CUSTOM, None, COCO, 512, "the checkpoint's own", source="")]
 
 
