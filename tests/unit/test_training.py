@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from inference.calibration import Calibration
 from inference.network import HigherHRNet, NetworkConfig
-from training import card
+from training import card, choose
 from training import evaluate as evaluation
 from training import export as exporting
 from training import train as training
@@ -378,6 +378,23 @@ def test_export_can_be_loaded_and_says_what_it_is(tmp_path: Path) -> None:
             5,
             Calibration(),
         )
+
+
+def test_choices_are_measured_on_held_out_photos_and_plotted(data: Path, tmp_path: Path) -> None:
+    config = NetworkConfig.from_dict(OPTIONS["network"])
+    weights = tmp_path / "tiny.safetensors"
+    save_file(HigherHRNet(config).state_dict(), weights, {"config": json.dumps(config.to_dict())})
+    held = split(read_shards(data), coco=2, negative=2)[1]
+    measured = [choose.measure(weights, size, held) for size in (64, 128)]
+    assert [choice["short side"] for choice in measured] == [64, 128]
+    assert all(choice["ms"] > 0 and 0 <= choice["ap"] <= 1 and choice["joints"] > 0 for choice in measured)
+    choose.plot(measured, tmp_path / "choices.png")
+    assert cv2.imread(str(tmp_path / "choices.png")) is not None
+
+    people = [photo for photo in held if photo.record["persons"]]
+    person = choose.truth(people).anns[1]
+    assert person["area"] == pytest.approx(0.55 * 24 * 48 * (640 / 80) ** 2), "of the photo as COCO has it"
+    assert person["keypoints"][:3] == [32 * 8, 12 * 8, 2]
 
 
 def test_peaks_are_judged_where_they_can_be() -> None:
