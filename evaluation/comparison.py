@@ -27,7 +27,7 @@ from .inference import load_mirrored, runs, views
 from .reading import SampleMaps, map_joints, read_maps
 
 KIND = "comparison"
-FLIP = "flip"  # in place of a second run: the same model on mirrored images
+FLIP = runs.FLIP  # in place of a second run: the same model on mirrored images
 BATCH = 100  # samples written at once
 MAX_LISTED = 100
 DIGITS = 4
@@ -112,6 +112,9 @@ def problems(view: fo.core.collections.SampleCollection, label_field: str, other
     if target:
         return [target]
     dataset: fo.Dataset = view._dataset
+    if other_field == FLIP and FLIP in runs.list_records(dataset):
+        return [f"'{FLIP}' stands for mirrored images, but this dataset has a run of that name. Delete that run and "
+                "make it again under another label field; or name it first, and the other run second."]  # fmt: skip
     if label_field == other_field:
         return [f"'{label_field}' would be compared with itself. Choose another run, or '{FLIP}' for mirrored images."]
     try:

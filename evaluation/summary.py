@@ -211,7 +211,9 @@ def select(
     if size:
         limits = [0.0, *SIZES.values()]
         place = list(SIZES).index(size)
-        person[f"{key}_area"] = {"$gt": limits[place], "$lte": limits[place + 1]}
+        person[f"{key}_area"] = {"$gt": limits[place]}
+        if limits[place + 1] < float("inf"):  # which JSON, and so the App, cannot hold
+            person[f"{key}_area"]["$lte"] = limits[place + 1]
     if status or seen_as:
         wanted: dict[str, Any] = {}
         if status:

@@ -10,12 +10,12 @@ import fiftyone as fo
 import fiftyone.operators as foo
 import fiftyone.operators.types as types
 
+from ..inference.runs import FLIP
 from . import forms
 
 if TYPE_CHECKING:
     from ..evaluation.comparison import Progress
 
-FLIP = "flip"
 SECONDS_BETWEEN_REPORTS = 0.5
 
 
@@ -146,7 +146,7 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
         FLIP, label="itself, mirrored", description="The run's model looks at each image and its mirror image"
     )
     for name in found:
-        if name != params["label_field"]:
+        if name not in (params["label_field"], FLIP):
             second.add_choice(name, label=name)
     inputs.enum("other_field", second.values(), default=FLIP, required=True, label="Compared with", view=second)
     default = _choices({**params, "compare_key": None})[2]

@@ -44,7 +44,7 @@ class IndexPoses(foo.Operator):
 
         steps = indexing.process(
             ctx.target_view(),
-            _choices(ctx.params),
+            _choices(_filled(ctx)),
             skip_existing=ctx.params.get("skip_existing", True),
             num_readers=ctx.params.get("num_readers"),
         )
@@ -114,6 +114,8 @@ class IndexPoses(foo.Operator):
         found = indexing.problems(sample_collection, choices)
         if found:
             raise ValueError(" ".join(found))
+        # The form's parameter `duplicates` is a yes or no.
+        params = {**params, "duplicates": duplicates is not None, "duplicates_within": duplicates}
         given = {name: value for name, value in params.items() if value is not None}
         return foo.execute_operator(
             self.uri,
@@ -123,13 +125,23 @@ class IndexPoses(foo.Operator):
         )
 
 
+def _filled(ctx: foo.ExecutionContext) -> dict[str, Any]:
+    """The parameters with those that the form leaves out: it asks for people only where the run has some."""
+    from ..inference import runs
+
+    label_field = ctx.params.get("label_field") or next(iter(runs.list_records(ctx.dataset)), None)
+    has_people = ctx.dataset.has_field(runs.field_name(label_field or "", "keypoints"))
+    people = has_people and ctx.params.get("people", True)
+    return {**ctx.params, "label_field": label_field, "people": people}
+
+
 def _choices(params: dict[str, Any]) -> Choices:
     """Raises ValueError, with what to do, if they make no sense."""
     from ..evaluation.indexing import Choices
 
     label_field = params.get("label_field") or "pose"
     visualization = params.get("visualization") or "pca"
-    duplicates = params.get("duplicates")
+    duplicates = params.get("duplicates_within") or params.get("duplicates")
     return Choices(
         label_field=label_field,
         key=params.get("brain_key") or f"{label_field}_poses",
@@ -157,14 +169,14 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
     for name in found:
         names.add_choice(name, label=name)
     inputs.enum("label_field", names.values(), default=found[0], required=True, label="Run", view=names)
-    label_field = ctx.params.get("label_field") or found[0]
-    has_people = ctx.dataset.has_field(runs.field_name(label_field, "keypoints"))
+    params = _filled(ctx)
+    label_field = params["label_field"]
     inputs.str(
         "brain_key",
         label="Key",
         description=f"Name of the index, and what its fields begin with; empty: {label_field}_poses",
     )
-    if has_people:
+    if ctx.dataset.has_field(runs.field_name(label_field, "keypoints")):
         inputs.bool("people", default=True, label="People", description="Also index every person")
     maps = types.RadioGroup(orientation="horizontal")
     maps.add_choice("pca", label="PCA")
@@ -182,7 +194,6 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
         "skip_existing", default=True, label="Skip finished samples", description="Those with an error are tried again"
     )
     try:
-        params = {"people": has_people, **ctx.params, "label_field": label_field}
         choices = _choices(params)
     except ValueError as error:
         forms.refuse(inputs, [str(error)])

@@ -9,7 +9,7 @@ import fiftyone.operators as foo
 import fiftyone.operators.types as types
 
 from . import evaluation_plots as plots
-from . import view
+from . import finds, view
 
 EVALUATE = "@pose-heatmaps/higherhrnet/evaluate_heatmaps"
 DELETE = "@pose-heatmaps/higherhrnet/delete_evaluation"
@@ -33,11 +33,18 @@ class EvaluationPanel(foo.Panel):
         """Drawn from what is stored."""
 
     def on_change_dataset(self, ctx: foo.ExecutionContext) -> None:
-        ctx.panel.set_state("shown", None)
+        self._forget(ctx)
+
+    def on_change_view(self, ctx: foo.ExecutionContext) -> None:
+        """Drawn anew: it may not be what the panel shows any more."""
 
     def choose_evaluation(self, ctx: foo.ExecutionContext) -> None:
         ctx.panel.set_state("key", ctx.params["key"])
+        self._forget(ctx)
+
+    def _forget(self, ctx: foo.ExecutionContext) -> None:
         ctx.panel.set_state("shown", None)
+        ctx.panel.set_state("size", None)
 
     def choose_size(self, ctx: foo.ExecutionContext) -> None:
         ctx.panel.set_state("size", ctx.params["size"])
@@ -79,7 +86,9 @@ class EvaluationPanel(foo.Panel):
         if key is None:
             return
         samples = summary.select(ctx.dataset, key, joint, **what)
-        ctx.panel.set_state("shown", {"title": title, "samples": len(samples)})
+        stages = samples._serialize()
+        ctx.panel.set_state("shown", {"title": title, "samples": len(samples), "view": finds.stages(stages)})
+        ctx.request_params.update(view=stages, view_name=None)
         ctx.ops.set_view(samples)
         _show_map(ctx, key, joint)
 
@@ -108,6 +117,8 @@ class EvaluationPanel(foo.Panel):
             return
         view.text(body, "figures", summary.sentences(results), color=view.TEXT)
         shown = ctx.panel.get_state("shown")
+        if shown and shown["view"] != finds.stages(ctx.request_params.get("view")):
+            shown = None  # somebody chose another view
         line = view.row(body, "shown")
         for kind, count in results["worst"].items():
             name = "false peaks" if kind == "false" else kind
@@ -166,7 +177,10 @@ def _show_map(ctx: foo.ExecutionContext, key: str, joint: str | None) -> None:
     if record is None or joint is None:
         return
     label_field = record.settings["label_field"]
-    maps = [name for name in runs.heatmap_fields(ctx.dataset) if name.startswith(f"{label_field}_")]
+    run = runs.read_record(ctx.dataset, label_field)
+    heatmaps = runs.heatmap_fields(ctx.dataset)
+    # not by the prefix where there is a record: the run pose_flip begins with pose_ too
+    maps = [name for name in heatmaps if (name in run.fields if run else name.startswith(f"{label_field}_"))]
     kept = [name for name in ctx.active_fields if name not in maps]
     wanted = [runs.field_name(label_field, joint), record.settings["gt_field"]]
     fields = [*kept, *(name for name in wanted if name not in kept)]

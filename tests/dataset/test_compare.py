@@ -143,6 +143,17 @@ def test_what_cannot_work_is_said_before_anything_is_written(compare, two: fo.Da
         compare(two, "one", "three", "cmp", progress=False)
 
 
+def test_a_run_called_flip_is_not_taken_for_the_mirror_image(compare, two: fo.Dataset):
+    attach(two, "flip", nose=(0.5, 0.2))
+    with pytest.raises(ValueError, match="'flip' stands for mirrored images, but this dataset has a run of that name"):
+        compare(two, "one", "flip", "cmp", progress=False)
+    assert compare(two, "flip", "one", "cmp", progress=False).done == 6
+    request = {"dataset_name": two.name, "params": {"label_field": "one"}}
+    ctx = ExecutionContext(request_params=request, executor=Executor(), operator_uri=URI)
+    form = foo.get_operator(URI).resolve_input(ctx).type.properties
+    assert sorted(form["other_field"].type.values) == ["flip", "two"]
+
+
 def test_the_form_names_the_fields_or_says_why_not(two: fo.Dataset):
     parts = form_of(two, label_field="one", other_field="two", compare_key="cmp")
     assert any("6 images" in part["text"] and "cmp_distance" in part["text"] for part in parts)

@@ -201,6 +201,27 @@ def test_it_runs_delegated(index, posed: fo.Dataset):
     assert "pose_poses" in posed.list_brain_runs()
 
 
+def test_a_distance_of_duplicates_can_be_queued(index, posed: fo.Dataset):
+    index(posed, brain_key="p", duplicates=0.01, delegate=True)
+    (result,) = DelegatedOperationService().execute_queued_operations(operator=URI, dataset_name=posed.name)
+    assert result.error is None
+    posed.reload()
+    assert set(posed.match({"p_near_duplicate": True}).values("id")) == set(posed.values("id")[:2])
+
+
+def test_a_run_without_people_is_indexed_as_its_form_says(index, posed: fo.Dataset):
+    posed.delete_sample_fields(["pose_keypoints"])
+    request = {"dataset_name": posed.name, "params": {"label_field": "pose", "people": True}}  # of another run
+    ctx = ExecutionContext(request_params=request, executor=Executor(), operator_uri=URI)
+    form = index.resolve_input(ctx).type.properties
+    assert not any(part.invalid for part in form.values())
+    assert "people" not in form
+    for _ in index.execute(ctx):
+        pass
+    posed.reload()
+    assert posed.values("pose_poses_status") == ["done"] * 6
+
+
 def test_it_takes_what_a_real_run_wrote(index, dataset: Callable, photos: Path, tmp_path: Path):
     made = dataset(photos)
     pipeline.run(made, pipeline.Settings("pose", maps_dir=str(tmp_path / "maps")), progress=False)

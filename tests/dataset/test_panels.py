@@ -1,11 +1,22 @@
 """What panels draw, without a browser; tests/app has the rest."""
 
+import json
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import fiftyone as fo
 import fiftyone.operators as foo
 import fiftyone.operators.types as types
+import numpy as np
 import pytest
+from fiftyone.operators.executor import ExecutionContext, Executor
+
+from benchmarks import generated
+from evaluation import summary
+from inference import runs
 
 
 @pytest.fixture
@@ -22,3 +33,65 @@ def test_people_with_fewer_values_than_joints_are_drawn(sample_panel: ModuleType
     drawn = str(types.Property(body).to_json())
     assert "0.70" in drawn
     assert drawn.count("not found") == 3
+
+
+# --- the evaluation
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path) -> Iterator[fo.Dataset]:
+    """Three images; in the first, arms and legs are swapped."""
+    random = np.random.default_rng(1)
+    samples = []
+    for number in range(3):
+        people = generated.make_people(random, 1)
+        seen = people if number else generated.swapped(people, random)
+        paths = generated.save_maps(generated.draw_maps(seen, random), tmp_path / str(number))
+        samples.append(generated.make_sample(number, people, paths))
+    dataset = generated.make_dataset(samples)
+    foo.get_operator("@pose-heatmaps/higherhrnet/evaluate_heatmaps")(dataset, gt_field="people", progress=False)
+    yield dataset
+    fo.delete_dataset(dataset.name)
+
+
+def called(dataset: fo.Dataset, view: list, state: dict, method: str = "render", **params: Any) -> ExecutionContext:
+    """A context in which a method of the panel was called, as the App calls it."""
+    params |= {"panel_id": "panel", "panel_state": state}
+    request = {"dataset_name": dataset.name, "view": view, "params": params, "active_fields": ["people", "pose_max"]}
+    ctx = ExecutionContext(request_params=json.loads(json.dumps(request)), executor=Executor())
+    getattr(foo.get_operator("@pose-heatmaps/higherhrnet/pose_evaluation"), method)(ctx)
+    return ctx
+
+
+def drawn(ctx: ExecutionContext) -> str:
+    return str(foo.get_operator("@pose-heatmaps/higherhrnet/pose_evaluation").render(ctx).to_json())
+
+
+def test_the_panel_says_what_is_shown_as_long_as_it_is(evaluated: fo.Dataset):
+    ctx = called(evaluated, [], {}, "show_worst", kind="swapped")
+    assert "Shown: mostly swapped; samples: 1" in drawn(ctx)
+    shown = summary.select(evaluated, "eval", worst="swapped")._serialize()
+    assert "Shown: mostly swapped" in drawn(called(evaluated, shown, ctx.panel_state, "on_change_view"))
+    assert "Shown" not in drawn(called(evaluated, [], ctx.panel_state, "on_change_view"))
+
+
+def test_a_size_is_forgotten_with_its_evaluation(evaluated: fo.Dataset):
+    state = called(evaluated, [], {}, "choose_size", size="large").panel_state
+    shown = called(evaluated, [], state, "show_status", y="left knee", trace="swapped")
+    assert "left knee swapped of large people" in drawn(shown)
+    json.dumps(shown.request_params["view"], allow_nan=False)  # as the App reads it
+    for method, params in (("on_change_dataset", {}), ("choose_evaluation", {"key": "eval"})):
+        state = {"size": "large"}
+        assert called(evaluated, [], state, method, **params).panel.get_state("size") is None
+
+
+def test_maps_of_another_run_stay_on(evaluated: fo.Dataset):
+    evaluated.set_values("pose_flip_max", evaluated.values("pose_nose"))
+    runs.adopt(evaluated, "pose_flip")
+    params = {"y": "left knee", "trace": "swapped", "panel_id": "panel", "panel_state": {}}
+    active = ["people", "pose_nose", "pose_flip_max"]
+    request = {"dataset_name": evaluated.name, "view": [], "params": params, "active_fields": active}
+    ctx = ExecutionContext(request_params=request, executor=Executor())
+    foo.get_operator("@pose-heatmaps/higherhrnet/pose_evaluation").show_status(ctx)
+    calls = {call["operator_uri"].rpartition("/")[2]: call["params"] for call in ctx.executor.to_json()["requests"]}
+    assert set(calls["set_active_fields"]["fields"]) == {"people", "pose_flip_max", "pose_left_knee"}
