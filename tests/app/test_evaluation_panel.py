@@ -110,8 +110,9 @@ def test_clicks_bring_up_the_samples(evaluated: fo.Dataset, app: App):
     panel.get_by_text("Shown: left knee swapped").first.wait_for(timeout=60_000)
     app.until(lambda: app.is_on("pose_left_knee"))
 
-    panel.get_by_role("button", name="All samples").click()
+    app.page.locator('[data-cy="btn-clear-view-bar"]').click()
     assert_count(app, COUNT)
+    panel.get_by_text("Click a bar or a cell").first.wait_for(timeout=60_000)
 
     click_cell(app, plot(panel, 1), knee, COCO.joints.index("right_knee"))
     assert_shown(app, summary.select(evaluated, "eval", joint="left_knee", seen_as="right_knee"))
