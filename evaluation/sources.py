@@ -135,12 +135,18 @@ class Sources:
         return read_labels(document, self.pairing.columns, image.wh, image.annotations, self.annotated)
 
     def people(self, fields: dict[str, Any], image: Image) -> Floats | None:
-        """Places (Q, K, 2) of the joints of the people that the run found, pixels, NaN = absent; None = it has none."""
+        """Places (Q, K, 2) of the joints of the people that the run found, pixels, NaN = absent; None = it has none.
+
+        Raises:
+            ValueError: if they have other joints
+        """
         if self.people_field is None:
             return None
         people = (fields[self.people_field] or {}).get("keypoints") or []
         if not people:
             return np.zeros((0, len(self.people_columns), 2))
+        if any(len(person["points"]) <= max(self.people_columns) for person in people):
+            raise ValueError(f"Its people in '{self.people_field}' have fewer points than the run has joints.")
         return np.array([person["points"] for person in people], float)[:, self.people_columns] * image.wh
 
 

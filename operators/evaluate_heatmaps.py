@@ -223,13 +223,14 @@ def _consequences(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
         forms.refuse(inputs, [str(error)])
         return
     found = evaluate.problems(view, settings)
-    if found and not evaluate.problems(view, settings, "replace"):
+    anew = evaluate.problems(view, settings, "replace") if found else []
+    if found and not anew:
         ways = types.RadioGroup()
         ways.add_choice("replace", label="Delete it and evaluate anew")
         inputs.enum("existing", ways.values(), label="This key has an evaluation with other settings", view=ways)
         found = [] if ctx.params.get("existing") else found
     if found:
-        forms.refuse(inputs, found)
+        forms.refuse(inputs, anew or found)
         return
     areas = "areas and crowds from the annotations" if settings.annotations else "areas from attributes, or estimated"
     key = settings.key

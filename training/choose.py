@@ -43,7 +43,8 @@ def original_scale(photo: Photo) -> float:
 
 def truth(photos: list[Photo]) -> COCO:
     """The labelled people as COCO annotations; image ids are places in the list."""
-    images, people = [], []
+    images: list[dict] = []
+    people: list[dict] = []
     for number, photo in enumerate(photos):
         scale = original_scale(photo)
         images.append({"id": number, "width": photo.record["width"] * scale, "height": photo.record["height"] * scale})

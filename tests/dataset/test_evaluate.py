@@ -156,10 +156,13 @@ def test_nobody_there_only_false_peaks_and_no_labels_is_an_error(operator, made:
     first["people"] = fo.Keypoints()
     second["people"] = None
     third["pose_nose"] = None
-    for sample in (first, second, third):
+    fourth = made.skip(3).first()
+    fourth.pose_keypoints = keypoints_of(14)
+    for sample in (first, second, third, fourth):
         sample.save()
     state = operator(made, gt_field="people")
-    assert (state.done, state.failed) == (COUNT - 2, 2)
+    assert (state.done, state.failed) == (COUNT - 3, 3)
+    assert "fewer points than the run has joints" in made.skip(3).first().eval_status
     first, second, third = made.limit(3)
     assert (first.eval_worst, first.eval_recall) == ("false", None)
     assert first.eval_false_peaks == len(first.eval_stray_peaks.keypoints) > 10
@@ -367,6 +370,10 @@ def test_a_view_by_what_is_deleted_is_refused(operator, made: fo.Dataset):
         with pytest.raises(ValueError, match=r"The view goes by '.*eval_\w+', which is deleted"):
             operator(view, gt_field="people", threshold=0.3, existing="replace")
     assert made.values("eval_status") == ["done"] * COUNT
+    params = {"gt_field": "people", "threshold": 0.3, "view_target": "CURRENT_VIEW"}
+    request = {"dataset_name": made.name, "params": params, "view": view._serialize()}
+    ctx = ExecutionContext(request_params=request, executor=Executor(), operator_uri=URI)
+    assert "The view goes by" in operator.resolve_input(ctx).type.properties["problem_0"].view.label
     assert operator(made.limit(3), gt_field="people", threshold=0.3, existing="replace").done == 3
 
 
