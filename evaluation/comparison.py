@@ -216,6 +216,7 @@ def process(
     joints = tuple(settings["joints"])
     fields = fields_of(key, joints)
     status = runs.field_name(key, "status")
+    view = views.whole_samples(view)
     todo = view
     if skip_existing and dataset.has_field(status):
         todo = view.match({status: {"$ne": runs.DONE}})

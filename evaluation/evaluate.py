@@ -242,7 +242,8 @@ def process(
         records.delete(dataset, settings.key)
     _declare(dataset, settings, sources)
     status = runs.field_name(settings.key, "status")
-    todo = view.match({status: {"$ne": runs.DONE}}) if skip_existing else view.view()
+    view = views.whole_samples(view)
+    todo = view.match({status: {"$ne": runs.DONE}}) if skip_existing else view
     state = Progress(total=len(todo))
     state.skipped = len(view) - state.total
     yield state

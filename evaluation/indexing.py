@@ -219,7 +219,8 @@ def process(
     )
     records.save_record(dataset, record)
     status = runs.field_name(choices.key, "status")
-    todo = view.match({status: {"$ne": runs.DONE}}) if skip_existing else view.view()
+    view = views.whole_samples(view)
+    todo = view.match({status: {"$ne": runs.DONE}}) if skip_existing else view
     state = Progress(total=len(todo), fields=tuple(fields), brain_keys=tuple(_brain_keys(choices)))
     state.skipped = len(view) - state.total
     yield state

@@ -84,6 +84,11 @@ def test_a_mirrored_and_smaller_copy_is_the_most_similar(index, posed: fo.Datase
     assert [value is None for value in posed.values("pose_poses_uniqueness")] == [False] * 4 + [True, False]
 
 
+def test_a_view_that_hides_fields_is_indexed_with_them_and_not_again(index, posed: fo.Dataset):
+    assert index(posed.select_fields(), progress=False).samples == 5
+    assert index(posed.select_fields(), progress=False).skipped == 6
+
+
 def test_people_are_indexed_one_by_one(index, posed: fo.Dataset):
     """The second of two people has the pose of the only person of another sample."""
     index(posed, progress=False)
