@@ -355,7 +355,7 @@ class _Stages:
             return items, self._see([item.image for item in items]), []
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):  # later batches are smaller from the start
-                self.batch_size = max(1, min(self.batch_size, len(items) // 2))
+                self.batch_size = min(self.batch_size, (len(items) + 1) // 2)  # not 1 where 3 were too many
             if len(items) == 1:
                 reason = f"The network failed on it: {str(error).splitlines()[0]}"
                 return [], [], [(items[0].sample_id, items[0].filepath, reason)]

@@ -72,10 +72,11 @@ def test_maps_lie_over_a_photo_as_the_app_turns_it(dataset, photos: Path, tmp_pa
     upright = Image.open(photos / "astronaut.jpg").crop((60, 0, 400, 512))
     folder = tmp_path / "photos"
     folder.mkdir()
-    upright.save(folder / "1-upright.jpg", quality=95)
+    same = {"quality": 100, "subsampling": 0}  # the network is to see the same photo twice
+    upright.save(folder / "1-upright.jpg", **same)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
-    upright.transpose(Image.Transpose.ROTATE_90).save(folder / "2-turned.jpg", quality=95, exif=exif)
+    upright.transpose(Image.Transpose.ROTATE_90).save(folder / "2-turned.jpg", **same, exif=exif)
     both = dataset(folder)
     run(both, tmp_path / "maps")
 
@@ -97,8 +98,9 @@ def test_maps_lie_over_a_photo_as_the_app_turns_it(dataset, photos: Path, tmp_pa
     painted = np.abs(shown["upright", "on"] - shown["upright", "off"]).max(axis=2) > 10
     assert painted.mean() > 0.005
     twin = np.abs(shown["turned", "on"] - shown["turned", "off"]).max(axis=2) > 10
-    overlap = (painted & twin).sum() / (painted | twin).sum()
-    assert overlap > 0.8
+    # where the photo begins in its tile is known to a pixel only
+    shifted = [np.roll(twin, pixels, axis=1) for pixels in (-1, 0, 1)]
+    assert max((painted & other).sum() / (painted | other).sum() for other in shifted) > 0.8
 
 
 def test_people_with_absent_joints_load(dataset, photos: Path, app: App):

@@ -47,9 +47,10 @@ def test_a_batch_that_does_not_fit_is_halved_and_later_ones_are_as_small(
     state = pipeline.run(made, settings, progress=False)
     assert (state.done, state.failed) == (64, 0)
     assert max(batches) == 8
-    # what was under way when the first batch was too large is halved too; then no batch is too large any more
+    # What was under way when the first batch was too large is halved too; then no batch is too large any more. Of 8
+    # batches that are all halved there would be 24 that are too large.
     assert sum(size > 2 for size in batches) <= 3 * 6
-    assert batches[-8:] == [2] * 8
+    assert batches.count(2) >= 20, "and not smaller than need be"
 
 
 def test_an_image_that_does_not_fit_by_itself_fails_alone(dataset: Callable, tmp_path: Path, batches: list[int]):

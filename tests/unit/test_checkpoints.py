@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import pickle
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -138,7 +137,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(state, tmp_path: Path, kind
             "heatmaps for 14 joints instead of 17.*; for joints of your own, describe them in .*weights.json",
         ),
         ({"modules": (1, 2, 3)}, r"its modules: \(1, 2, 3\) instead of \(1, 2, 2\)"),
-        ({"blocks": 4, "deconv_blocks": 4}, "its blocks a branch: 4 instead of 2 .and 1 more"),
+        ({"blocks": 3, "deconv_blocks": 3}, r"its blocks a branch: 3 instead of \d .and 1 more"),
     ],
 )
 def test_weights_of_another_architecture_are_refused(change: dict, message: str, bundled, tmp_path: Path):
@@ -314,7 +313,9 @@ def test_the_command_line_converts_and_says_what_is_wrong(state, tmp_path: Path,
     target = tmp_path / "small.safetensors"
     monkeypatch.setattr(sys, "argv", ["", "convert", str(path), str(target), "--half"])
     checkpoints.main()
-    assert re.match(rf"{target}: 5\.\d MB of 11\.\d MB", capsys.readouterr().out)
+    sizes = [f"{file.stat().st_size / 1e6:.1f} MB" for file in (target, path)]
+    assert capsys.readouterr().out == f"{target}: {sizes[0]} of {sizes[1]}\n"
+    assert target.stat().st_size < 0.55 * path.stat().st_size
     checkpoints.load(NAME, target)
     monkeypatch.setattr(sys, "argv", ["", "convert", str(tmp_path / "none.pth"), str(target)])
     with pytest.raises(SystemExit, match=r"There is no checkpoint .*none\.pth"):
