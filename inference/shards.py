@@ -15,6 +15,8 @@ import fiftyone as fo
 from bson import ObjectId
 from fiftyone.core.stages import ViewStage
 
+from .views import add_stages
+
 MAX_IDS = 100_000  # of a view whose samples have to be written down: 4 MB in all
 # They give the same answer for a sample whatever others there are.
 STAGES_PER_SAMPLE = (
@@ -62,7 +64,7 @@ class Shard:
         selected = _from_stages(self.view, slices).match(
             {"_id": {"$gte": ObjectId(self.first), "$lte": ObjectId(self.last)}}
         )
-        return _add(selected, filters)
+        return add_stages(selected, filters)
 
 
 def split(view: fo.core.collections.SampleCollection, count: int, written: Iterable[str]) -> list[Shard]:
@@ -108,13 +110,7 @@ def _stages(view: fo.DatasetView) -> tuple[list[ViewStage], list[ViewStage]]:
 
 
 def _from_stages(view: fo.DatasetView, stages: Iterable[ViewStage]) -> fo.DatasetView:
-    return _add(view._dataset.view(), stages)
-
-
-def _add(view: fo.DatasetView, stages: Iterable[ViewStage]) -> fo.DatasetView:
-    for stage in stages:
-        view = view.add_stage(stage)
-    return view
+    return add_stages(view._dataset.view(), stages)
 
 
 def _mentioned(stages: Iterable[ViewStage], written: Iterable[str]) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
 
 import fiftyone as fo
 from bson import ObjectId
+from fiftyone.core.stages import ViewStage
 from pymongo import UpdateOne
 from pymongo.errors import AutoReconnect
 
@@ -47,11 +48,14 @@ def target_problem(view: fo.core.collections.SampleCollection) -> str | None:
 
 def whole_samples(view: fo.core.collections.SampleCollection) -> fo.DatasetView:
     """The same samples with all of their fields, also those that the view leaves out."""
-    whole = view._dataset.view()
-    for stage in view.view()._stages:
-        if not isinstance(stage, (fo.SelectFields, fo.ExcludeFields)):
-            whole = whole.add_stage(stage)
-    return whole
+    hiding = (fo.SelectFields, fo.ExcludeFields)
+    return add_stages(view._dataset.view(), (stage for stage in view.view()._stages if not isinstance(stage, hiding)))
+
+
+def add_stages(view: fo.DatasetView, stages: Iterable[ViewStage]) -> fo.DatasetView:
+    for stage in stages:
+        view = view.add_stage(stage)
+    return view
 
 
 def pages(view: fo.core.collections.SampleCollection) -> Iterator[tuple[str, str]]:

@@ -26,8 +26,8 @@ from inference.labels import see
 from inference.predictor import Predictor
 from inference.settings import Settings
 from training.card import table
-from training.dataset import Photo, read_shards, split
-from training.evaluate import COCO_LONG_SIDE, HELD_OUT, SEGMENT, evaluate
+from training.dataset import HELD_OUT, Photo, read_shards, split
+from training.evaluate import SEGMENT, evaluate, original_scale
 
 mpl.use("Agg")
 from matplotlib import pyplot
@@ -36,17 +36,12 @@ TIMED = 20  # forward passes
 SHOWN = ("ap", "ap_medium", "ap_large", "recall_at_fa3", "recall_large_at_fa3")
 
 
-def original_scale(photo: Photo) -> float:
-    """Pixels of the COCO photo per pixel of the stored one; sizes of people are meant there."""
-    return COCO_LONG_SIDE / max(photo.record["width"], photo.record["height"])
-
-
 def truth(photos: list[Photo]) -> COCO:
     """The labelled people as COCO annotations; image ids are places in the list."""
     images: list[dict] = []
     people: list[dict] = []
     for number, photo in enumerate(photos):
-        scale = original_scale(photo)
+        scale = original_scale(photo.record)
         images.append({"id": number, "width": photo.record["width"] * scale, "height": photo.record["height"] * scale})
         labels = [(person["bbox"], person["keypoints"]) for person in photo.record["persons"]]
         crowds = [(box, [0] * 3 * len(JOINTS)) for box in photo.record["ignore"]]
@@ -78,7 +73,7 @@ def average_precision(predictor: Predictor, photos: list[Photo]) -> dict[str, fl
         (seen,) = see(predictor, Settings(), [predictor.prepare(photo.image())], joints=False)
         people = find_people(seen, JOINTS.grouping_order, GroupingConfig())
         joints = people.joints.astype(float)
-        joints[:, :, :2] = seen.warp.to_image(joints[:, :, :2]) * original_scale(photo)
+        joints[:, :, :2] = seen.warp.to_image(joints[:, :, :2]) * original_scale(photo.record)
         results += [
             {"image_id": number, "category_id": 1, "keypoints": person.ravel().tolist(), "score": float(score)}
             for person, score in zip(joints, people.scores, strict=True)

@@ -60,6 +60,11 @@ def infer(network: HigherHRNet, image: np.ndarray, input_size: int) -> tuple[Ten
     return network_map(outputs)[0, :, :height, :width].cpu(), tags.cpu(), scale
 
 
+def original_scale(record: dict) -> float:
+    """Pixels of the COCO photo per pixel of the stored one; sizes of people are meant there."""
+    return COCO_LONG_SIDE / max(record["width"], record["height"])
+
+
 def joint_values(maps: Tensor, scale: float, record: dict) -> tuple[list[float], list[bool]]:
     """For every labelled joint of people larger than 32^2: the highest local maximum within 0.15 sqrt(area).
 
@@ -68,7 +73,7 @@ def joint_values(maps: Tensor, scale: float, record: dict) -> tuple[list[float],
     """
     peaks = maps * (maps == functional.max_pool2d(maps, 3, 1, 1))
     grid = peaks.numpy()
-    original = COCO_LONG_SIDE / max(record["width"], record["height"])
+    original = original_scale(record)
     values, large = [], []
     for person in labelled(record):
         area = SEGMENT * person["bbox"][2] * person["bbox"][3]
@@ -98,7 +103,7 @@ def own_tag_is_nearest(tags: Tensor, scale: float, record: dict) -> list[bool]:
         scale: pixels of the network map (twice the tags') per photo pixel
         record: of the photo
     """
-    original = COCO_LONG_SIDE / max(record["width"], record["height"])
+    original = original_scale(record)
     people = []
     for person in labelled(record):
         points = np.array(person["keypoints"], float).reshape(-1, 3)
