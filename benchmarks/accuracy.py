@@ -33,10 +33,10 @@ from tqdm import tqdm
 from evaluation import coco
 from inference import checkpoints
 from inference.grouping import GroupingConfig, People, group
+from inference.images import read_image
 from inference.joints import COCO as JOINTS
 from inference.joints import JointSet
 from inference.labels import MIN_PERSON_SCORE, Seen, keypoints, see
-from inference.pipeline import read_image
 from inference.predictor import Predictor, PreparedImage
 from inference.settings import Settings
 

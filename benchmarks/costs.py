@@ -19,6 +19,7 @@ from typing import Any
 import fiftyone as fo
 
 from inference import checkpoints, pipeline, runs, shards
+from inference.images import read_image
 from inference.network import HigherHRNet
 from inference.predictor import Predictor
 from inference.settings import Settings
@@ -68,7 +69,7 @@ def network_seconds(name: str, image: Path) -> float:
     entry = checkpoints.find_model(name)
     assert entry.network is not None  # only custom checkpoints bring their own
     predictor = Predictor(HigherHRNet(entry.network), entry.joint_set.flip, entry.input_size)
-    prepared = predictor.prepare(pipeline.read_image(str(image)))
+    prepared = predictor.prepare(read_image(str(image)))
     return 1000 / max(rate for _, _, rate, _ in network_rates(predictor, prepared))
 
 

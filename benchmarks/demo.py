@@ -20,8 +20,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
+from inference.images import read_image
 from inference.joints import COCO
-from inference.pipeline import read_image
 
 from .app import DEMO_DATASET
 from .photos import write_demo_photos

@@ -7,6 +7,10 @@ fastest batch size, with inputs of the same shape and in the same precision; `ef
 a run takes several batches at once, each on its own cores, which is faster: `network_images_per_second_parallel` is
 the forward pass alone in that way, what a run could reach at best, and `efficiency_parallel` the share of it.
 `cpu_seconds` and `cpu_seconds_network` are per image; they say more where the machine has other work to do.
+
+Machines get faster and slower by a tenth within a minute. So runs and the network take turns: each of the `--rounds`
+runs is compared with the network just before and just after it. All numbers are medians of the rounds;
+`efficiency_lowest` and `efficiency_highest` say how far the rounds lie apart.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import argparse
 import itertools
 import json
 import os
+import statistics
 import tempfile
 import time
 import uuid
@@ -28,6 +33,7 @@ import fiftyone as fo
 import torch
 
 from inference import checkpoints, pipeline
+from inference.images import read_image
 from inference.predictor import Predictor, PreparedImage
 from inference.settings import STORAGES, Settings
 
@@ -133,44 +139,66 @@ def run_once(paths: Iterable[Path], settings: Settings, count: int) -> Run:
         dataset.delete()
 
 
-def measure(settings: Settings, images: list[Path], count: int) -> dict[str, float]:
+def measure(settings: Settings, images: list[Path], count: int, rounds: int) -> dict[str, float]:
     """All numbers; a person sees how it goes on the terminal."""
     model = checkpoints.load(settings.model, settings.checkpoint)
     input_size = settings.input_size or model.entry.input_size
     predictor = Predictor(
         model.network, model.entry.joint_set.flip, input_size, settings.flip, settings.scales, settings.device
     )
-    prepared = [predictor.prepare(pipeline.read_image(str(path))) for path in images[:WARM_UP]]
+    prepared = [predictor.prepare(read_image(str(path))) for path in images[:WARM_UP]]
     shape = Counter(image.shape for image in prepared).most_common(1)[0][0]
     image = next(image for image in prepared if image.shape == shape)
     precision = str(predictor.precision).removeprefix("torch.")
     print(f"{model.entry.name}, inputs of {shape} in {precision} on {predictor.device}", flush=True)
 
-    network, network_batch, parallel, network_cpu = 0.0, 0, 0.0, float("inf")
-    for batch, at_once, rate, cpu in network_rates(predictor, image):
+    fastest: dict[int, tuple[float, int]] = {}  # by batches at once: images per second, batch size
+    for batch, at_once, rate, _ in network_rates(predictor, image):
         print(f"  network alone, batch {batch:2}, {at_once} at once: {rate:8.1f} images/s", flush=True)
-        network_cpu, parallel = min(network_cpu, cpu), max(parallel, rate)
-        if at_once == 1 and rate > network:
-            network, network_batch = rate, batch
-    del predictor
+        fastest[at_once] = max(fastest.get(at_once, (0.0, 0)), (rate, batch))
 
     run_once(images, settings, WARM_UP)
-    print(f"  a run over {count} images …", flush=True)
-    done = run_once(images, settings, count)
-    rate = done.images / done.seconds
+    alone = [_alone(predictor, image, fastest)]
+    measured: list[dict[str, float]] = []
+    for number in range(rounds):
+        done = run_once(images, settings, count)
+        alone.append(_alone(predictor, image, fastest))
+        network, parallel, network_cpu = (statistics.mean(pair) for pair in zip(*alone[-2:], strict=True))
+        rate = done.images / done.seconds
+        measured.append(
+            {
+                "images_per_second": rate,
+                **{f"busy_{stage}": seconds / done.seconds for stage, seconds in done.busy.items()},
+                "network_images_per_second": network,
+                "efficiency": rate / network,
+                "network_images_per_second_parallel": parallel,
+                "efficiency_parallel": rate / parallel,
+                "cpu_seconds_network": network_cpu,
+                "cpu_seconds": done.cpu_seconds / done.images,
+                "start_seconds": done.start_seconds,
+            }
+        )
+        print(f"  run {number + 1} of {rounds}: {rate:.1f} images/s, network {network:.1f}", flush=True)
+    efficiencies = [one["efficiency"] for one in measured]
     return {
-        "images_per_second": rate,
-        **{f"busy_{stage}": seconds / done.seconds for stage, seconds in done.busy.items()},
-        "network_images_per_second": network,
-        "network_batch": network_batch,
-        "efficiency": rate / network,
-        "network_images_per_second_parallel": parallel,
-        "efficiency_parallel": rate / parallel,
-        "cpu_seconds_network": network_cpu,
-        "cpu_seconds": done.cpu_seconds / done.images,
-        "start_seconds": done.start_seconds,
-        "images": count,
+        **{name: statistics.median(one[name] for one in measured) for name in measured[0]},
+        "efficiency_lowest": min(efficiencies),
+        "efficiency_highest": max(efficiencies),
+        "network_batch": fastest[1][1],
+        "images": count * rounds,
     }
+
+
+def _alone(
+    predictor: Predictor, image: PreparedImage, fastest: dict[int, tuple[float, int]]
+) -> tuple[float, float, float]:
+    """The network alone at its fastest batch sizes: images per second one batch at a time, the same with as many at
+    once as is fastest, and the lower of both CPU seconds per image."""
+    rates, costs = zip(
+        *(_parallel_rate(predictor, image, batch, at_once) for at_once, (_, batch) in sorted(fastest.items())),
+        strict=True,
+    )
+    return rates[0], max(rates), min(costs)
 
 
 def main() -> None:
@@ -178,7 +206,8 @@ def main() -> None:
     parser.add_argument("--model", default=checkpoints.DEFAULT_MODEL)
     parser.add_argument("--checkpoint", help="local weights for that model")
     parser.add_argument("--images", type=Path, help="folder of images; without it, 640x480 cut from the demo photos")
-    parser.add_argument("--count", type=int, default=500, help="images in the measured run (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=300, help="images in a measured run (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="measured runs (default: %(default)s)")
     parser.add_argument("--storage", choices=STORAGES, default="files")
     parser.add_argument("--maps", nargs="+", default=["max", "joints"], help="max, joints, or names of joints")
     parser.add_argument("--batch-size", type=int, help="of the run; automatic without it")
@@ -199,7 +228,7 @@ def main() -> None:
             images = write_cuttings(Path(folder), min(arguments.count, 100))
         if not images:
             parser.error(f"{arguments.images} holds no files.")
-        results = measure(settings, images, arguments.count)
+        results = measure(settings, images, arguments.count, arguments.rounds)
     for name, value in results.items():
         print(f"{name:34} {value:10.3f}")
     if arguments.json:

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from . import checkpoints
+from .images import read_image
 from .joints import JointSet
 from .maps import make_maps
-from .pipeline import read_image
 from .predictor import Prediction, Predictor, PreparedImage
 from .runs import Record
 

@@ -22,21 +22,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import bson
-import cv2
 import fiftyone as fo
 import fiftyone.core.utils as fou
-import numpy as np
 import torch
 from bson import ObjectId
-from numpy.typing import NDArray
 from pymongo import UpdateOne
 
 from . import checkpoints, labels, recording, runs, weights
 from .batching import automatic_batch_size
+from .images import read_image
 from .joints import JointSet
 from .map_files import MapWriter, check_writable
 from .predictor import Predictor, PreparedImage
@@ -453,48 +450,3 @@ class _Stages:
             state.failed += 1
             if len(state.failures) < MAX_LISTED:
                 state.failures.append((outcome.filepath, outcome.problem))
-
-
-def read_image(filepath: str) -> NDArray[np.uint8]:
-    """An image as the App shows it: (H, W, 3) uint8 RGB, turned as its EXIF orientation says.
-
-    16-bit images are reduced to 8 bits, alpha is dropped, of an animation the first frame is taken.
-
-    Raises:
-        ValueError: if there is no image that can be read; a sentence that says why
-    """
-    try:
-        data = Path(filepath).read_bytes()
-    except FileNotFoundError:
-        raise ValueError(f"There is no file {filepath}.") from None
-    except OSError as error:
-        raise ValueError(f"{filepath} cannot be read: {error.strerror}.") from error
-    if not data:
-        raise ValueError(f"{filepath} is empty.")
-    if data.startswith(b"\xff\xd8") and is_cut_off(data):
-        raise ValueError(f"{filepath} is a JPEG that was cut off; copy or download it again.")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    except cv2.error as error:
-        raise ValueError(f"{filepath} cannot be decoded: {error.err}.") from error
-    if image is None:
-        raise ValueError(f"{filepath} is not an image that OpenCV can decode; is it damaged, or another kind of file?")
-    return image  # type: ignore[return-value]
-
-
-def is_cut_off(jpeg: bytes) -> bool:
-    """Whether a JPEG file ends before its image does, which OpenCV would fill up with grey.
-
-    Thumbnails have an end of their own, and phones put videos behind the image: what counts is the first end behind
-    the beginning of the image's own data.
-    """
-    place = 2
-    while place + 4 <= len(jpeg) and jpeg[place] == 0xFF:
-        marker = jpeg[place + 1]
-        if marker == 0xDA:  # the data begin
-            return jpeg.find(b"\xff\xd9", place) < 0
-        if marker == 0xD9:
-            return False
-        alone = marker in (0x01, 0xFF) or 0xD0 <= marker <= 0xD7  # without a length; 0xFF fills up
-        place += (1 if marker == 0xFF else 2) if alone else 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
-    return place + 4 > len(jpeg)  # else it is damaged, which OpenCV will say

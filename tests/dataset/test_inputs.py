@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inference import pipeline
+from inference import images, pipeline
 from inference.joints import COCO
 
 
@@ -150,15 +150,15 @@ def test_what_is_behind_a_jpeg_does_not_matter_and_what_is_missing_does(photos: 
     rng = np.random.default_rng(0)
     whole = (photos / "astronaut.jpg").read_bytes()
     video = rng.integers(0, 256, 200_000, dtype=np.uint8).tobytes() + b"\xff\xda" + bytes(50)
-    assert not pipeline.is_cut_off(whole + video)
+    assert not images.is_cut_off(whole + video)
     thumbnail = b"\xff\xe1" + (len(whole[:3000]) + 4).to_bytes(2, "big") + whole[:3000] + b"\xff\xd9"
     with_thumbnail = whole[:2] + thumbnail + whole[2:]
-    assert not pipeline.is_cut_off(with_thumbnail)
-    assert not pipeline.is_cut_off(whole[:2] + b"\xff" + whole[2:]), "bytes that fill up"
+    assert not images.is_cut_off(with_thumbnail)
+    assert not images.is_cut_off(whole[:2] + b"\xff" + whole[2:]), "bytes that fill up"
     for share in (0.1, 0.5, 0.9):
-        assert pipeline.is_cut_off(with_thumbnail[: 3100 + int(share * len(whole))])
+        assert images.is_cut_off(with_thumbnail[: 3100 + int(share * len(whole))])
     for length in (2, 3, 10, 100):
-        assert pipeline.is_cut_off(whole[:length])
+        assert images.is_cut_off(whole[:length])
 
 
 # --- views that a run cannot work on
