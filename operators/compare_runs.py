@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +10,10 @@ import fiftyone.operators as foo
 import fiftyone.operators.types as types
 
 from ..inference.runs import FLIP
-from . import forms
+from . import forms, reports
 
 if TYPE_CHECKING:
     from ..evaluation.comparison import Progress
-
-SECONDS_BETWEEN_REPORTS = 0.5
 
 
 class CompareRuns(foo.Operator):
@@ -49,7 +46,7 @@ class CompareRuns(foo.Operator):
             num_readers=ctx.params.get("num_readers"),
             device=ctx.params.get("device"),
         )
-        return _run_delegated(ctx, steps) if ctx.delegated else _run_in_app(ctx, steps)
+        return reports.carry_out(ctx, steps, _progress, _result, _outputs)
 
     def resolve_output(self, ctx: foo.ExecutionContext) -> types.Property:
         return _outputs(bool((ctx.results or {}).get("failures")))
@@ -169,26 +166,9 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
 # --- the run
 
 
-def _run_in_app(ctx: foo.ExecutionContext, steps: Iterator[Progress]) -> Iterator[Any]:
-    state, reported = next(steps), 0.0
-    for state in steps:
-        if time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
-            reported = time.monotonic()
-            finished = state.done + state.failed
-            yield ctx.ops.set_progress(
-                progress=finished / max(state.total, 1), label=f"{finished} of {state.total} images"
-            )
-    yield ctx.ops.reload_dataset()
-    yield ctx.ops.notify(state.summary(), variant="warning" if state.failed else "success")
-    yield ctx.ops.show_output(_outputs(bool(state.failures)).to_json(), _result(state))
-
-
-def _run_delegated(ctx: foo.ExecutionContext, steps: Iterator[Progress]) -> dict[str, Any]:
-    state = next(steps)
-    for state in steps:
-        finished = state.done + state.failed
-        ctx.set_progress(progress=finished / max(state.total, 1), label=f"{finished} of {state.total} images")
-    return _result(state)
+def _progress(state: Progress) -> dict[str, Any]:
+    finished = state.done + state.failed
+    return {"progress": finished / max(state.total, 1), "label": f"{finished} of {state.total} images"}
 
 
 def _result(state: Progress) -> dict[str, Any]:
@@ -223,8 +203,5 @@ def _outputs(failures: bool) -> types.Property:
     table.add_column("samples", label="Images with it")
     outputs.list("joints", types.Object(), label="Disagreement by joint, largest first", view=table)
     if failures:
-        problems = types.TableView()
-        problems.add_column("file", label="File")
-        problems.add_column("reason", label="What to know")
-        outputs.list("failures", types.Object(), label="Images with a problem", view=problems)
+        reports.failures_table(outputs)
     return types.Property(outputs, view=types.View(label="Comparison of pose heatmaps"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +11,11 @@ import fiftyone as fo
 import fiftyone.operators as foo
 import fiftyone.operators.types as types
 
-from . import forms
+from . import forms, reports
 
 if TYPE_CHECKING:
     from ..evaluation.evaluate import Progress, Settings
 
-SECONDS_BETWEEN_REPORTS = 0.5
 NOT_COMPARED = "-"
 JOINT = "joint_"  # begins the names of the parameters that map joints
 
@@ -53,10 +51,10 @@ class EvaluateHeatmaps(foo.Operator):
             skip_existing=ctx.params.get("skip_existing", True),
             existing=ctx.params.get("existing") or None,
         )
-        return _run_delegated(ctx, steps) if ctx.delegated else _run_in_app(ctx, steps)
+        return reports.carry_out(ctx, steps, _progress, _result, _outputs)
 
     def resolve_output(self, ctx: foo.ExecutionContext) -> types.Property:
-        return _outputs()
+        return _outputs(bool((ctx.results or {}).get("failures")))
 
     def __call__(
         self,
@@ -292,30 +290,9 @@ def _params(settings: Settings, skip_existing: bool, existing: str | None) -> di
 # --- the run
 
 
-def _run_in_app(ctx: foo.ExecutionContext, steps: Iterator[Progress]) -> Iterator[Any]:
-    state, reported = next(steps), 0.0
-    for state in steps:
-        if time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
-            reported = time.monotonic()
-            yield ctx.ops.set_progress(progress=_share(state), label=_label(state))
-    yield ctx.ops.reload_dataset()
-    yield ctx.ops.notify(state.summary(), variant="warning" if state.failed else "success")
-    yield ctx.ops.show_output(_outputs().to_json(), _result(state))
-
-
-def _run_delegated(ctx: foo.ExecutionContext, steps: Iterator[Progress]) -> dict[str, Any]:
-    state = next(steps)
-    for state in steps:
-        ctx.set_progress(progress=_share(state), label=_label(state))
-    return _result(state)
-
-
-def _share(state: Progress) -> float:
-    return (state.done + state.failed) / max(state.total, 1)
-
-
-def _label(state: Progress) -> str:
-    return f"{state.done + state.failed} of {state.total} samples"
+def _progress(state: Progress) -> dict[str, Any]:
+    finished = state.done + state.failed
+    return {"progress": finished / max(state.total, 1), "label": f"{finished} of {state.total} samples"}
 
 
 def _result(state: Progress) -> dict[str, Any]:
@@ -328,12 +305,10 @@ def _result(state: Progress) -> dict[str, Any]:
     }
 
 
-def _outputs() -> types.Property:
+def _outputs(failures: bool) -> types.Property:
     outputs = types.Object()
     outputs.str("summary", label="Result")
     outputs.str("figures", label="Figures")
-    table = types.TableView()
-    table.add_column("file", label="File")
-    table.add_column("reason", label="Why")
-    outputs.list("failures", types.Object(), label="Images that could not be evaluated", view=table)
+    if failures:
+        reports.failures_table(outputs)
     return types.Property(outputs, view=types.View(label="Pose evaluation"))

@@ -10,14 +10,12 @@ import fiftyone as fo
 import fiftyone.operators as foo
 import fiftyone.operators.types as types
 
-from . import forms
+from . import forms, reports
 
 if TYPE_CHECKING:
     from ..inference.pipeline import Progress
     from ..inference.settings import Settings
 
-SECONDS_BETWEEN_REPORTS = 0.5
-SECONDS_BETWEEN_STATUSES = 2.0  # of a delegated operation, in the database
 ADVANCED = ("floor", "dtype", "input_size", "flip", "scales", "batch_size", "num_readers", "device", "all_groups")
 
 # --- parameters: the form's, and those of a queued operation
@@ -173,13 +171,10 @@ def _fetch(settings: Settings) -> Iterator[dict[str, Any]]:
     entry = checkpoints.find_model(settings.model, settings.checkpoint)
     if weights.find(entry, settings.checkpoint):
         return
-    reported = 0.0
-    for received in weights.fetch_steps(entry):
-        if time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
-            reported = time.monotonic()
-            of = f" of {forms.size(received.total)}" if received.total else ""
-            share = received.count / received.total if received.total else 0
-            yield {"progress": share, "label": f"{forms.size(received.count)}{of} of weights fetched"}
+    for received in reports.now_and_then(weights.fetch_steps(entry), reports.SECONDS_BETWEEN_REPORTS):
+        of = f" of {forms.size(received.total)}" if received.total else ""
+        share = received.count / received.total if received.total else 0
+        yield {"progress": share, "label": f"{forms.size(received.count)}{of} of weights fetched"}
 
 
 def run_in_app(ctx: foo.ExecutionContext) -> Iterator[Any]:
@@ -188,14 +183,10 @@ def run_in_app(ctx: foo.ExecutionContext) -> Iterator[Any]:
         yield ctx.ops.set_progress(**progress)
     colors = forms.colors(ctx.dataset)
     steps = _process(ctx)
-    state, reported = next(steps), 0.0
-    for state in steps:
-        if time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
-            reported = time.monotonic()
-            finished = state.done + state.failed
-            yield ctx.ops.set_progress(
-                progress=finished / max(state.total, 1), label=f"{finished} of {state.total} images"
-            )
+    state = next(steps)
+    for _ in reports.now_and_then(steps, reports.SECONDS_BETWEEN_REPORTS):
+        finished = state.done + state.failed
+        yield ctx.ops.set_progress(progress=finished / max(state.total, 1), label=f"{finished} of {state.total} images")
     label_field = settings_of(ctx.params).label_field
     shown = [name for name in state.fields if name in (f"{label_field}_max", f"{label_field}_keypoints")]
     yield from forms.show_fields(ctx, shown, colors)
@@ -210,15 +201,11 @@ def run_delegated(ctx: foo.ExecutionContext) -> dict[str, Any]:
         ctx.set_progress(**progress)
     steps = _process(ctx)
     state = next(steps)
-    begun = reported = time.monotonic()
+    begun = time.monotonic()
     ctx.set_progress(progress=0, label=f"{state.total:,} to do, {state.skipped:,} done before")
-    for state in steps:
-        now = time.monotonic()
-        if now - reported > SECONDS_BETWEEN_STATUSES:
-            reported = now
-            ctx.set_progress(
-                progress=(state.done + state.failed) / max(state.total, 1), label=_status(state, now - begun)
-            )
+    for _ in reports.now_and_then(steps, reports.SECONDS_BETWEEN_STATUSES):
+        share = (state.done + state.failed) / max(state.total, 1)
+        ctx.set_progress(progress=share, label=_status(state, time.monotonic() - begun))
     ctx.set_progress(progress=1, label=_status(state, time.monotonic() - begun))
     return _result(state)
 
@@ -246,8 +233,5 @@ def outputs() -> types.Property:
     outputs = types.Object()
     outputs.str("summary", label="Result")
     outputs.str("maps_dir", label="Maps")
-    table = types.TableView()
-    table.add_column("file", label="File")
-    table.add_column("reason", label="What to know")
-    outputs.list("failures", types.Object(), label="Images with a problem", view=table)
+    reports.failures_table(outputs)
     return types.Property(outputs, view=types.View(label="Pose heatmaps"))

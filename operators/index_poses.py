@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +9,10 @@ import fiftyone as fo
 import fiftyone.operators as foo
 import fiftyone.operators.types as types
 
-from . import forms
+from . import forms, reports
 
 if TYPE_CHECKING:
     from ..evaluation.indexing import Choices, Progress
-
-SECONDS_BETWEEN_REPORTS = 0.5
 DUPLICATES = 0.05  # cosine distance; the form's proposal
 
 
@@ -48,7 +45,7 @@ class IndexPoses(foo.Operator):
             skip_existing=ctx.params.get("skip_existing", True),
             num_readers=ctx.params.get("num_readers"),
         )
-        return _run_delegated(ctx, steps) if ctx.delegated else _run_in_app(ctx, steps)
+        return reports.carry_out(ctx, steps, _progress, _result, _outputs)
 
     def resolve_output(self, ctx: foo.ExecutionContext) -> types.Property:
         return _outputs(bool((ctx.results or {}).get("failures")))
@@ -212,24 +209,6 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
 # --- the run
 
 
-def _run_in_app(ctx: foo.ExecutionContext, steps: Iterator[Progress]) -> Iterator[Any]:
-    state, reported = next(steps), 0.0
-    for state in steps:
-        if time.monotonic() - reported > SECONDS_BETWEEN_REPORTS:
-            reported = time.monotonic()
-            yield ctx.ops.set_progress(**_progress(state))
-    yield ctx.ops.reload_dataset()
-    yield ctx.ops.notify(state.summary(), variant="warning" if state.failed else "success")
-    yield ctx.ops.show_output(_outputs(bool(state.failures)).to_json(), _result(state))
-
-
-def _run_delegated(ctx: foo.ExecutionContext, steps: Iterator[Progress]) -> dict[str, Any]:
-    state = next(steps)
-    for state in steps:
-        ctx.set_progress(**_progress(state))
-    return _result(state)
-
-
 def _progress(state: Progress) -> dict[str, Any]:
     finished = state.done + state.failed
     label = f"{finished} of {state.total} images" if state.step == "embeddings" else f"{state.step} done"
@@ -249,8 +228,5 @@ def _outputs(failures: bool) -> types.Property:
     outputs.str("summary", label="Result")
     outputs.str("brain_keys", label="Brain runs")
     if failures:
-        problems = types.TableView()
-        problems.add_column("file", label="File")
-        problems.add_column("reason", label="What to know")
-        outputs.list("failures", types.Object(), label="Images with a problem", view=problems)
+        reports.failures_table(outputs)
     return types.Property(outputs, view=types.View(label="Index of poses"))
