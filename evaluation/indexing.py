@@ -296,9 +296,9 @@ class _Embedder:
     def __init__(self, dataset: fo.Dataset, choices: Choices, joints: Sequence[str]):
         self.choices = choices
         self.keypoints = runs.field_name(choices.label_field, "keypoints")
-        self.order = skeletons.twins(joints).tolist()
         self.empty = 0  # samples whose maps show nothing
         record = runs.read_record(dataset, choices.label_field)
+        self.order = skeletons.twins(joints, record).tolist()
         names = record.joints if record and record.joints else tuple(joints)
         # of a keypoint label, in the order of the maps; one too many where people have no such joint
         self.points = [names.index(joint) if joint in names else len(names) for joint in joints]

@@ -76,16 +76,23 @@ def check_names(names: Sequence[str], mapping: Mapping[str, str], known: Sequenc
     return None if mapping else "No joint of the labels is mapped to a joint of the maps, so nothing can be compared."
 
 
-def sigmas(names: Sequence[str]) -> NDArray[np.float64]:
-    """COCO's OKS constants (K,) of joints by their names; 0.079 for those that COCO does not have."""
+def sigmas(names: Sequence[str], run: runs.Record | None = None) -> NDArray[np.float64]:
+    """OKS constants (K,) of joints by their names: the run's, else COCO's, else 0.079."""
     known: dict[str, float] = {}
     for joint_set in (joints.CROWDPOSE, joints.COCO):
         known |= dict(zip(joint_set.joints, joint_set.sigmas, strict=True))
+    if run and run.sigmas:
+        known |= dict(zip(run.joints, run.sigmas, strict=True))
     return np.array([known.get(name, OTHER_SIGMA) for name in names])
 
 
-def twins(names: Sequence[str]) -> NDArray[np.intp]:
-    """For each joint (K,) the index of the one of the other side by its name: left_… and right_…; else its own."""
+def twins(names: Sequence[str], run: runs.Record | None = None) -> NDArray[np.intp]:
+    """For each joint (K,) the index of the one of the other side, else its own.
+
+    What the run's joint set says, or, of joints that it lacks, the name: left_… and right_….
+    """
     sides = {"left": "right", "right": "left"}
-    other = [re.sub(r"\b(left|right)(?=_)", lambda side: sides[side[0]], name) for name in names]
-    return np.array([names.index(name) if name in names else k for k, name in enumerate(other)], np.intp)
+    other = {name: re.sub(r"\b(left|right)(?=_)", lambda side: sides[side[0]], name) for name in names}
+    if run and run.flip:
+        other |= {joint: run.joints[k] for joint, k in zip(run.joints, run.flip, strict=True)}
+    return np.array([names.index(other[name]) if other[name] in names else k for k, name in enumerate(names)], np.intp)

@@ -101,8 +101,9 @@ class Sources:
         self.gt_field = gt_field
         self.pairing = pairing
         self.annotations = annotations
-        self.sigmas = skeletons.sigmas(pairing.names)
-        self.twins = skeletons.twins(pairing.names)
+        run = runs.read_record(dataset, label_field)
+        self.sigmas = skeletons.sigmas(pairing.names, run)
+        self.twins = skeletons.twins(pairing.names, run)
         self.people_field, self.people_columns = _people(dataset, label_field, pairing.names)
         self.annotated = _annotated(annotations, pairing)
         self._coco_id = _coco_id_field(dataset, gt_field)

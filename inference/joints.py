@@ -7,6 +7,7 @@ are read from a JSON file, see :meth:`JointSet.from_json`.
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,8 @@ class JointSet:
                 raise ValueError(f"Joint set '{self.name}': '{what}' must list each of 0 to {count - 1} once.")
         if len(self.sigmas) != count:
             raise ValueError(f"Joint set '{self.name}': 'sigmas' must have {count} numbers, one per joint.")
+        if not all(isinstance(sigma, (int, float)) and 0 < sigma < math.inf for sigma in self.sigmas):
+            raise ValueError(f"Joint set '{self.name}': 'sigmas' must be numbers above 0, such as 0.079.")
         if any(len(limb) != 2 or min(limb) < 0 or max(limb) >= count for limb in self.limbs):
             raise ValueError(f"Joint set '{self.name}': 'limbs' must be pairs of joint indices below {count}.")
 

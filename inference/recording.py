@@ -114,6 +114,8 @@ def open_record(
                 old,
                 fields=tuple(dict.fromkeys((*old.fields, *fields))),
                 replaced=tuple(name for name in old.replaced if name not in fields),
+                flip=joint_set.flip,
+                sigmas=joint_set.sigmas,
                 settings=recorded,
             )
         else:
@@ -124,6 +126,8 @@ def open_record(
                 dataset_id=runs.dataset_id(dataset),
                 fields=tuple(dict.fromkeys((*fields, *(old.fields if old else ())))),
                 joints=joint_set.joints,
+                flip=joint_set.flip,
+                sigmas=joint_set.sigmas,
                 settings=recorded,
                 versions={"fiftyone": fo.__version__, "torch": torch.__version__},
                 previous=tuple(previous),

@@ -39,6 +39,7 @@ class Record:
         fields: names of the fields that the run writes, and those that only a replaced one had
         replaced: of them, the latter: they go when no sample has anything there any more
         joints: the joint names, in the order of the keypoints
+        flip, sigmas: of the joint set, in that order; empty where it is not known, then names tell
         settings: all that decides what the maps look like, and the weights' SHA-256
         versions: of FiftyOne and torch when the run began
         previous: folders of replaced runs that still hold maps which some sample refers to
@@ -50,6 +51,8 @@ class Record:
     dataset_id: str
     fields: tuple[str, ...]
     joints: tuple[str, ...]
+    flip: tuple[int, ...] = ()
+    sigmas: tuple[float, ...] = ()
     settings: dict = field(default_factory=dict)
     versions: dict = field(default_factory=dict)
     previous: tuple[str, ...] = ()
@@ -186,7 +189,7 @@ def read_record(dataset: fo.Dataset, label_field: str) -> Record | None:
     if getattr(config, "made_by", None) != METHOD:
         return None
     values = {name: plain(getattr(config, name)) for name in Record.__dataclass_fields__ if hasattr(config, name)}
-    for name in ("fields", "joints", "previous", "replaced"):
+    for name in ("fields", "joints", "flip", "sigmas", "previous", "replaced"):
         values[name] = tuple(values.get(name, ()))
     return Record(**values)
 
@@ -297,6 +300,8 @@ def adopt(
         dataset_id=dataset_id(dataset),
         fields=fields,
         joints=joint_set.joints if joint_set else (),
+        flip=joint_set.flip if joint_set else (),
+        sigmas=joint_set.sigmas if joint_set else (),
         settings=dict(settings),
         adopted=True,
     )

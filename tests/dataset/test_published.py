@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from inference import checkpoints, weights
+from evaluation import skeletons, sources
+from inference import checkpoints, runs, weights
 from inference.network import HigherHRNet, NetworkConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -174,16 +175,24 @@ def test_a_converted_file_becomes_a_models_own_weights(
 def test_joints_of_ones_own_become_fields_and_a_skeleton(
     tmp_path: Path, photos: Path, dataset: Callable[..., fo.Dataset]
 ) -> None:
-    joints = ["left_hand", "right_hand", "hat"]
-    description = {"name": "three", "joints": joints, "flip": [["left_hand", "right_hand"]], "limbs": [["hat", 0]]}
+    joints = ["port_hand", "starboard_hand", "hat"]
+    description = {"name": "three", "joints": joints, "flip": [joints[:2]], "limbs": [["hat", 0]]}
+    description["sigmas"] = [0.1, 0.1, 0.03]
     (tmp_path / "own.json").write_text(json.dumps(description))
     torch.save(HigherHRNet(NetworkConfig(**{**TINY.to_dict(), "joints": 3})).state_dict(), tmp_path / "own.pth")
     samples = dataset([photos / "astronaut.jpg"])
     settings = {"model": "custom", "checkpoint": str(tmp_path / "own.pth"), "input_size": 64}
     operator("generate_heatmaps")(samples, flip=True, scales=(0.5, 1), **settings)
-    assert {"pose_left_hand", "pose_right_hand", "pose_hat", "pose_max"} <= set(samples.get_field_schema())
+    assert {"pose_port_hand", "pose_starboard_hand", "pose_hat", "pose_max"} <= set(samples.get_field_schema())
     assert samples.skeletons["pose_keypoints"].labels == joints
     assert samples.skeletons["pose_keypoints"].edges == [[2, 0]]
+    samples.set_values("people", [fo.Keypoints(keypoints=[fo.Keypoint(points=[(0.5, 0.5)] * 3)])])
+    pairing = sources.pair_joints(samples, "pose", "people")
+    compared = sources.Sources(samples, "pose", "people", pairing, None)
+    known = dict(zip(pairing.names, compared.sigmas, strict=True))
+    assert known["hat"] == 0.03
+    assert known["port_hand"] == 0.1
+    assert skeletons.twins(joints, runs.read_record(samples, "pose")).tolist() == [1, 0, 2]
 
 
 @pytest.mark.parametrize("readers", [2, 5])

@@ -146,6 +146,8 @@ def test_joint_names_must_do_as_field_names(name: str) -> None:
         ({"flip": [0, 1, 1]}, "'flip' must list each of 0 to 2 once"),
         ({"grouping_order": [0, 1, 3]}, "'grouping_order' must list each of 0 to 2 once"),
         ({"sigmas": [0.1]}, "'sigmas' must have 3 numbers"),
+        ({"sigmas": [0.1, 0.1, 0]}, "'sigmas' must be numbers above 0"),
+        ({"sigmas": [0.1, 0.1, "0.1"]}, "'sigmas' must be numbers above 0"),
         ({"limbs": [[0, 3]]}, "'limbs' must be pairs of joint indices below 3"),
         ({"limbs": [[-1, 0]]}, "'limbs' must be pairs of joint indices below 3"),
     ],

@@ -10,6 +10,7 @@ from pycocotools.cocoeval import COCOeval
 
 from evaluation import coco, matching, skeletons
 from evaluation.matching import Truth
+from inference import runs
 from inference.joints import COCO as JOINTS
 
 WH = (80.0, 60.0)  # of the image; a map has half of it
@@ -262,3 +263,10 @@ def test_twins_and_sigmas_go_by_names():
     assert skeletons.twins(("left_wing", "beak")).tolist() == [0, 1]
     assert tuple(skeletons.sigmas(JOINTS.joints)) == JOINTS.sigmas
     assert skeletons.sigmas(("beak",)).tolist() == [0.079]
+
+
+def test_twins_and_sigmas_of_a_run_come_before_names():
+    run = runs.Record("pose", "0", "0", (), ("beak", "wing", "fin"), flip=(0, 2, 1), sigmas=(0.01, 0.02, 0.03))
+    assert skeletons.twins(("fin", "left_wing", "wing", "right_wing"), run).tolist() == [2, 3, 0, 1]
+    assert skeletons.twins(("fin", "beak"), run).tolist() == [0, 1]
+    assert skeletons.sigmas(("wing", "nose"), run).tolist() == [0.02, JOINTS.sigmas[0]]
