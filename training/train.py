@@ -18,6 +18,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -125,7 +126,7 @@ def learning_rate(progress: float, step: int, options: dict) -> float:
     return options["learning_rate"] * cosine * min(1, (step + 1) / options["warm_up"])
 
 
-def losses(network: torch.nn.Module, batch: dict[str, Tensor], progress: float, options: dict) -> dict[str, Tensor]:
+def losses(network: Callable, batch: dict[str, Tensor], progress: float, options: dict) -> dict[str, Tensor]:
     """Forward pass and the losses by name; ``loss`` is what to minimise."""
     device = batch["image"].device
     with torch.autocast(device.type, torch.bfloat16, enabled=options["bf16"]):
@@ -181,6 +182,7 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
     rest = [p for p in network.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": options["weight_decay"]}, {"params": rest, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, lr=options["learning_rate"], foreach=True)
+    compiled = torch.compile(network, dynamic=False) if options.get("compile") else network
     ema = Ema(network, options["ema"])
     step, photos, seconds = 0, 0, 0.0
     path = output / "checkpoint.pt"
@@ -251,7 +253,7 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
         waited += time.monotonic() - waiting
         network.train()
         optimiser.zero_grad(set_to_none=True)
-        parts = losses(network, batch, progress, options)
+        parts = losses(compiled, batch, progress, options)
         parts["loss"].backward()
         if world > 1:
             average_gradients(network, world)
