@@ -70,7 +70,7 @@ def network_seconds(name: str, image: Path) -> float:
     assert entry.network is not None  # only custom checkpoints bring their own
     predictor = Predictor(HigherHRNet(entry.network), entry.joint_set.flip, entry.input_size)
     prepared = predictor.prepare(read_image(str(image)))
-    return 1000 / max(rate for _, _, rate, _ in network_rates(predictor, prepared))
+    return 1000 / max(rate for _, _, rate in network_rates(predictor, prepared))
 
 
 def large_dataset(count: int) -> dict[str, float]:

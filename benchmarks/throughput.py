@@ -44,8 +44,8 @@ SECONDS = 3.0  # per batch size of the network alone
 WARM_UP = 16
 
 
-def network_rates(predictor: Predictor, image: PreparedImage) -> Iterator[tuple[int, int, float, float]]:
-    """The network's forward passes alone: batch size, batches at once, images per second, CPU seconds per image.
+def network_rates(predictor: Predictor, image: PreparedImage) -> Iterator[tuple[int, int, float]]:
+    """The network's forward passes alone: batch size, batches at once, images per second.
 
     Batches of 1, 2, 4, … images until it gets slower; on a CPU also several at once, each on one core.
     """
@@ -53,14 +53,15 @@ def network_rates(predictor: Predictor, image: PreparedImage) -> Iterator[tuple[
     for at_once in (1, cores) if predictor.device.type == "cpu" and cores > 1 else (1,):
         best = 0.0
         for batch in (2**power for power in range(MAX_BATCH.bit_length())):
-            rate, cpu = _parallel_rate(predictor, image, batch, at_once)
-            yield batch, at_once, rate, cpu
+            rate, _ = _parallel_rate(predictor, image, batch, at_once)
+            yield batch, at_once, rate
             if rate < 0.95 * best:
                 break
             best = max(best, rate)
 
 
 def _parallel_rate(predictor: Predictor, image: PreparedImage, batch: int, at_once: int) -> tuple[float, float]:
+    """Images per second, and CPU seconds per image."""
     begun = time.process_time()
     if at_once == 1:
         images, seconds = _network_rate(predictor, image, batch)
@@ -153,7 +154,7 @@ def measure(settings: Settings, images: list[Path], count: int, rounds: int) -> 
     print(f"{model.entry.name}, inputs of {shape} in {precision} on {predictor.device}", flush=True)
 
     fastest: dict[int, tuple[float, int]] = {}  # by batches at once: images per second, batch size
-    for batch, at_once, rate, _ in network_rates(predictor, image):
+    for batch, at_once, rate in network_rates(predictor, image):
         print(f"  network alone, batch {batch:2}, {at_once} at once: {rate:8.1f} images/s", flush=True)
         fastest[at_once] = max(fastest.get(at_once, (0.0, 0)), (rate, batch))
 

@@ -135,15 +135,29 @@ def problems(view: fo.core.collections.SampleCollection, choices: Choices) -> li
         ]
     problem = records.check_key(dataset, choices.key, fields_of(choices))
     record = records.read_record(dataset, choices.key)
-    if record is not None and (record.kind != KIND or record.settings != _settings(dataset, choices)):
-        problem = (
-            f"The key '{choices.key}' holds something else, or an index of maps that were replaced since. Choose "
-            "another key, or delete that one first."
-        )
+    if record is not None and record.kind != KIND:
+        problem = f"The key '{choices.key}' holds something else: {record.kind}. Choose another key."
+    elif record is not None:
+        now = _settings(dataset, choices)
+        changed = [what for name, what in CHANGES.items() if record.settings.get(name) != now[name]]
+        if changed:
+            problem = (
+                f"The index '{choices.key}' was made with other {', '.join(changed)}. Choose another key, or delete "
+                "that index first, with delete_evaluation."
+            )
     taken = [name for name in _brain_keys(choices) if record is None and name in dataset.list_brain_runs()]
     if taken:
         problem = f"The dataset has a brain run '{taken[0]}' already; choose another key."
     return [problem] if problem else []
+
+
+# What an index cannot be continued with, as people call it.
+CHANGES = {
+    "label_field": "maps (another label field)",
+    "run_id": "maps (they were made anew since)",
+    "joints": "joints",
+    "people": "choice of people",
+}
 
 
 def _brain_keys(choices: Choices) -> list[str]:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from .inference import joints, runs
 
 BY_SKELETON = "its skeleton"  # where the names of joints come from
-OTHER_SIGMA = 0.079  # of joints that COCO does not have
 
 
 def label_names(
@@ -77,13 +76,10 @@ def check_names(names: Sequence[str], mapping: Mapping[str, str], known: Sequenc
 
 
 def sigmas(names: Sequence[str], run: runs.Record | None = None) -> NDArray[np.float64]:
-    """OKS constants (K,) of joints by their names: the run's, else COCO's, else 0.079."""
-    known: dict[str, float] = {}
-    for joint_set in (joints.CROWDPOSE, joints.COCO):
-        known |= dict(zip(joint_set.joints, joint_set.sigmas, strict=True))
-    if run and run.sigmas:
-        known |= dict(zip(run.joints, run.sigmas, strict=True))
-    return np.array([known.get(name, OTHER_SIGMA) for name in names])
+    """OKS constants (K,) of joints by their names: the run's, else the usual ones."""
+    known = dict(zip(run.joints, run.sigmas, strict=True)) if run and run.sigmas else {}
+    usual = joints.usual_sigmas(names)
+    return np.array([known.get(name, sigma) for name, sigma in zip(names, usual, strict=True)])
 
 
 def twins(names: Sequence[str], run: runs.Record | None = None) -> NDArray[np.intp]:

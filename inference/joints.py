@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,7 @@ class JointSet:
 
         Its keys are ``name``, ``joints`` (in the order of the channels), ``flip`` (pairs of joints that change places
         in a mirrored image, or K indices as above), ``limbs`` (pairs of joints) and, if known, ``grouping_order`` and
-        ``sigmas``. Joints are given by name or by index.
+        ``sigmas`` (else :func:`usual_sigmas`). Joints are given by name or by index.
 
         Raises:
             ValueError: if the file is not a joint set; the message says what is wrong with it
@@ -104,7 +105,7 @@ class JointSet:
                 flip=tuple(flip),
                 limbs=limbs,
                 grouping_order=tuple(map(index, values.get("grouping_order", range(len(joints))))),
-                sigmas=tuple(values.get("sigmas", [0.079] * len(joints))),
+                sigmas=tuple(values.get("sigmas", usual_sigmas(joints))),
             )
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
             raise ValueError(
@@ -211,3 +212,13 @@ AI_CHALLENGER = JointSet(
 # fmt: on
 
 JOINT_SETS = {joint_set.name: joint_set for joint_set in (COCO, CROWDPOSE, AI_CHALLENGER)}
+
+
+def usual_sigmas(names: Sequence[str]) -> tuple[float, ...]:
+    """OKS constants of joints by their names: COCO's, else those of another built-in set, else 0.079."""
+    known = {
+        joint: sigma
+        for other in (*JOINT_SETS.values(), COCO)
+        for joint, sigma in zip(other.joints, other.sigmas, strict=True)
+    }
+    return tuple(known.get(name, 0.079) for name in names)

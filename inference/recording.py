@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,6 +50,12 @@ def change_problem(dataset: fo.Dataset, settings: Settings, sha256: str | None, 
     if _is_foreign(old, dataset):
         origin = "were attached or adopted" if old.adopted else "came with the dataset that this one is a clone of"
         return f"The maps of '{settings.label_field}' {origin}. Choose another label field, or pass existing='replace'."
+    joint_set = find_model(settings.model, settings.checkpoint).joint_set
+    if old.joints != joint_set.joints:
+        return (
+            f"'{settings.label_field}' holds the maps of a run with other joints than those of '{settings.model}'. "
+            "Choose another label field, or pass existing='replace' to make them anew."
+        )
     changed = runs.differences(old, {**settings.recorded(), "sha256": sha256 or old.settings.get("sha256")})
     if not changed or existing == "append":
         return None
@@ -112,6 +119,7 @@ def open_record(
         if old and not (existing == "replace" and changed):
             record = replace(
                 old,
+                previous=_still_used(old, recorded),
                 fields=tuple(dict.fromkeys((*old.fields, *fields))),
                 replaced=tuple(name for name in old.replaced if name not in fields),
                 flip=joint_set.flip,
@@ -142,6 +150,13 @@ def open_record(
             _undo_done(dataset, label_field)
         runs.style(dataset, label_field, joint_set, fields)
     return record
+
+
+def _still_used(old: runs.Record, settings: dict[str, Any]) -> tuple[str, ...]:
+    """The folders of earlier maps of a run that goes on with these settings, perhaps in another folder."""
+    current = str(Path(settings["maps_dir"]) / old.run_id) if settings["maps_dir"] else None
+    former = [str(Path(old.maps_dir) / old.run_id)] if old.maps_dir else []
+    return tuple(folder for folder in dict.fromkeys((*old.previous, *former)) if folder != current)
 
 
 def _undo_done(dataset: fo.Dataset, label_field: str) -> None:
@@ -223,9 +238,18 @@ def _one_at_a_time(dataset: fo.Dataset) -> Iterator[None]:
             return False
         return after["holder"] == holder
 
+    def renew() -> None:
+        while not over.wait(LEASE / 4):
+            take()
+
     while not patiently(take):
         time.sleep(0.1)
+    over = threading.Event()
+    renewing = threading.Thread(target=renew, name="lock", daemon=True)  # what is done meanwhile may take long
+    renewing.start()
     try:
         yield
     finally:
+        over.set()
+        renewing.join()
         patiently(lambda: locks.delete_one({"_id": dataset._doc.id, "holder": holder}))

@@ -42,7 +42,8 @@ class Record:
         flip, sigmas: of the joint set, in that order; empty where it is not known, then names tell
         settings: all that decides what the maps look like, and the weights' SHA-256
         versions: of FiftyOne and torch when the run began
-        previous: folders of replaced runs that still hold maps which some sample refers to
+        previous: other folders that hold maps which some sample refers to: of replaced runs, and of this one before its
+            folder or storage was changed
         adopted: True if the maps were made by something else; of their files only converted ones are this plugin's
     """
 
@@ -316,10 +317,10 @@ def run_folders(dataset: fo.Dataset, record: Record) -> list[Path]:
     None of a clone's, which only refers to the files of the dataset that it was made from. Maps that were attached lie
     where they were; what was converted for them lies in the run's folder, as everything that the run made.
     """
-    if record.dataset_id != dataset_id(dataset) or not record.maps_dir:
+    if record.dataset_id != dataset_id(dataset):
         return []
-    current = Path(record.maps_dir) / record.run_id
-    return [folder for folder in (current, *map(Path, record.previous)) if folder.is_dir()]
+    current = [Path(record.maps_dir) / record.run_id] if record.maps_dir else []
+    return [folder for folder in (*current, *map(Path, record.previous)) if folder.is_dir()]
 
 
 @dataclass(frozen=True)

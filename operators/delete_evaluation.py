@@ -18,7 +18,7 @@ class DeleteEvaluation(foo.Operator):
         return foo.OperatorConfig(
             name="delete_evaluation",
             label="Delete a pose evaluation",
-            description="Delete what an evaluation or a comparison of pose heatmaps wrote",
+            description="Delete what an evaluation, a comparison or an index of poses wrote",
             icon="/assets/icon.svg",
             dynamic=True,
             execute_as_generator=True,
@@ -32,7 +32,9 @@ class DeleteEvaluation(foo.Operator):
         inputs = types.Object()
         known = records.list_records(ctx.dataset)
         if not known:
-            forms.refuse(inputs, ["This dataset has no evaluation of pose heatmaps, so there is nothing to delete."])
+            forms.refuse(
+                inputs, ["This dataset has no evaluation of pose heatmaps and no index, so there is nothing to delete."]
+            )
         else:
             choices = types.Dropdown()
             for key, record in known.items():
@@ -41,8 +43,9 @@ class DeleteEvaluation(foo.Operator):
             chosen = known.get(ctx.params.get("eval_key") or "")
             if chosen:
                 text = f"This deletes {len(chosen.fields)} fields"
-                text += f" and {len(chosen.attributes)} attributes of labels" if chosen.attributes else ""
-                forms.warn(inputs, "extent", f"{text}, and the results. Maps and labels stay. It cannot be undone.")
+                text += f", {len(chosen.attributes)} attributes of labels" if chosen.attributes else ""
+                text += f", {len(chosen.brain_keys)} brain runs" if chosen.brain_keys else ""
+                forms.warn(inputs, "extent", f"{text} and the results. Maps and labels stay. It cannot be undone.")
         return types.Property(
             inputs, view=types.PromptView(label="Delete a pose evaluation", submit_button_label="Delete")
         )

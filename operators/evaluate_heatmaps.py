@@ -193,13 +193,10 @@ def _joint_choices(ctx: foo.ExecutionContext, inputs: types.Object, settings: Se
     from ..evaluation import reading, skeletons
 
     known = reading.map_joints(ctx.dataset, settings.label_field)
-    names, named_by = _names(ctx.dataset, settings)
-    matched = skeletons.match_names(names, known)
+    _, named_by = _names(ctx.dataset, settings)
     if named_by != skeletons.BY_SKELETON:
         forms.warn(inputs, "names", f"The labels have no skeleton: the names of their joints come from {named_by}.")
-    for number, name in enumerate(names):
-        if name in matched:
-            continue
+    for number, name in _unmatched(ctx.dataset, settings):
         choices = types.Dropdown()
         choices.add_choice(NOT_COMPARED, label="not compared")
         for joint in known:
@@ -254,10 +251,19 @@ def _settings(ctx: foo.ExecutionContext) -> Settings:
         annotations=forms.chosen_path(params.get("annotations")), joints=params.get("joints") or None, **values
     )
     if any(name.startswith(JOINT) for name in params):
-        chosen = {name: params.get(f"{JOINT}{number}") for number, name in enumerate(_names(ctx.dataset, settings)[0])}
+        chosen = {name: params.get(f"{JOINT}{number}") for number, name in _unmatched(ctx.dataset, settings)}
         mapped = {name: joint for name, joint in chosen.items() if joint not in (None, NOT_COMPARED)}
         settings = replace(settings, joints=mapped)
     return settings
+
+
+def _unmatched(dataset: fo.Dataset, settings: Settings) -> list[tuple[int, str]]:
+    """The joints of the labels, with their numbers, whose names do not tell which joint of the maps they are."""
+    from ..evaluation import reading, skeletons
+
+    names, _ = _names(dataset, settings)
+    matched = skeletons.match_names(names, reading.map_joints(dataset, settings.label_field))
+    return [(number, name) for number, name in enumerate(names) if name not in matched]
 
 
 def _names(dataset: fo.Dataset, settings: Settings) -> tuple[tuple[str, ...], str]:

@@ -60,7 +60,8 @@ class RelocateHeatmaps(foo.Operator):
         Args:
             sample_collection: a dataset, or a view of it: a run is relocated as a whole
             label_field: of the run
-            maps_dir: what the run's ``maps_dir`` has become; of attached maps, what their folder has become
+            maps_dir: what the run's ``maps_dir`` has become; of attached maps, what their folder has become,
+                or, of NumPy arrays, which are converted, what the ``maps_dir`` of the converted ones has become
             delegate: queue the operation for FiftyOne's delegated workers instead of running it here
 
         Returns:

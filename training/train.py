@@ -143,6 +143,12 @@ def losses(network: Callable, batch: dict[str, Tensor], progress: float, options
     return {"loss": loss, "quarter": quarter, "half": half, "pull": pull, "push": push}
 
 
+def must_be_finite(loss: float, step: int) -> None:
+    """Keeps what diverged out of the checkpoint."""
+    if not math.isfinite(loss):
+        raise ValueError(f"The loss is not finite at step {step}; lower learning_rate and run again to resume.")
+
+
 def average_gradients(network: torch.nn.Module, world: int) -> None:
     """Mean of the gradients over all processes, in one exchange."""
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
@@ -173,9 +179,10 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
     torch.manual_seed(options["seed"])
     config = NetworkConfig.from_dict(options["network"])
     network = HigherHRNet(config)
-    if options["start"]:
+    path = output / "checkpoint.pt"
+    if options["start"] and not path.exists():
         start_from(network, Path(options["start"]))
-    if options["restart_tags"]:
+    if options["restart_tags"] and not path.exists():
         restart_tags(network, options["restart_tags"])
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     decayed = [p for p in network.parameters() if p.ndim > 1]
@@ -185,7 +192,6 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
     compiled = torch.compile(network, dynamic=False) if options.get("compile") else network
     ema = Ema(network, options["ema"])
     step, photos, seconds = 0, 0, 0.0
-    path = output / "checkpoint.pt"
     if path.exists():
         saved = torch.load(path, map_location=device, weights_only=True)
         network.load_state_dict(saved["model"])
@@ -274,16 +280,17 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
             row["waiting"] = waited / (now - last_log)  # share of the time in which the network waits for photos
             append(output / "log.csv", row)
             print(" ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
-            if not math.isfinite(row["loss"]):
-                raise ValueError(f"The loss is not finite at step {step}; lower learning_rate and run again to resume.")
+            must_be_finite(row["loss"], step)
             sums, last_log, logged_step, logged_photos, waited = {}, now, step, photos, 0.0
         if now - last_save > 60 * options["save_minutes"]:
+            must_be_finite(float(sums.get("loss", 0)), step)
             save(path, contents())
             last_save = now
         if now - last_check > 60 * options["check_minutes"]:
             check()
             last_check = time.monotonic()
     if rank == 0:
+        must_be_finite(float(sums.get("loss", 0)), step)
         save(path, contents())
         check()
     return contents()

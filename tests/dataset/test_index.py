@@ -183,6 +183,12 @@ def test_what_cannot_work_is_said_before_anything_is_written(index, posed: fo.Da
     assert index(posed, people=False, progress=False).samples == 5
 
 
+def test_an_index_with_other_choices_is_refused_by_name(index, posed: fo.Dataset):
+    index(posed, people=False, progress=False)
+    with pytest.raises(ValueError, match=r"made with other choice of people\. .*delete_evaluation"):
+        index(posed, progress=False)
+
+
 def test_the_form_says_where_to_find_the_index_or_why_not(posed: fo.Dataset):
     def texts(**params: object) -> list[tuple[bool, str]]:
         request = {"dataset_name": posed.name, "params": params}

@@ -1,5 +1,7 @@
 """Calls that meet on one label field: beside each other, after maps of another origin, and while a run is deleted."""
 
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import fiftyone.operators as foo
 import numpy as np
 import pytest
 
-from inference import pipeline, runs
+from inference import pipeline, recording, runs
 
 GENERATE = "@pose-heatmaps/higherhrnet/generate_heatmaps"
 
@@ -110,3 +112,23 @@ def test_finished_samples_are_skipped_in_a_view_that_hides_the_fields(dataset: C
     assert "1 image (1 image done already)" in form
     assert pipeline.run(hiding, settings(tmp_path), progress=False).skipped == 1
     assert made.values("pose_status") == ["done", "done"]
+
+
+def test_nobody_enters_while_the_record_is_changed_however_long_that_takes(
+    dataset: Callable, photos: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(recording, "LEASE", 1)
+    made = dataset([photos / "rocket.jpg"])
+    order = []
+
+    def enter() -> None:
+        with recording._one_at_a_time(made):
+            order.append("entered")
+
+    other = threading.Thread(target=enter)
+    with recording._one_at_a_time(made):
+        other.start()
+        time.sleep(3)
+        order.append("left")
+    other.join(timeout=20)
+    assert order == ["left", "entered"]

@@ -1,5 +1,6 @@
 """What a run adds to a dataset, and what happens when it runs again."""
 
+import json
 import os
 import signal
 import subprocess
@@ -383,6 +384,37 @@ def test_append_leaves_what_is_done_and_does_the_rest_with_the_new_settings(
     one, two = (read(path).shape for path in made.values("pose_max.map_path"))
     assert (one, two) == ((32, 32), (64, 64))
     assert len(files_in(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("storage", ["files", "memory"])
+def test_maps_of_before_an_append_elsewhere_are_deleted_with_the_run(
+    storage: str, dataset: Callable, photos: Path, tmp_path: Path
+):
+    made = dataset([photos / "astronaut.jpg"] * 2)
+    run(made.limit(1), tmp_path / "one")
+    elsewhere = tmp_path / "two" if storage == "files" else None
+    run(made, elsewhere, storage=storage, existing="append")
+    assert len(files_in(tmp_path / "one")) == 1, "the first sample still refers to it"
+    record = runs.read_record(made, "pose")
+    extent = runs.extent(made, record)
+    assert (extent.samples, extent.files) == (2, 2 if storage == "files" else 1)
+    *_, deleted = runs.delete(made, "pose")
+    assert deleted == extent.files
+    assert not files_in(tmp_path)
+
+
+def test_a_run_with_other_joints_cannot_be_continued(dataset: Callable, photos: Path, tmp_path: Path):
+    made = dataset([photos / "astronaut.jpg"])
+    run(made, tmp_path)
+    joints = {"name": "other", "joints": [f"joint_{k}" for k in range(17)], "flip": [], "limbs": []}
+    checkpoint = tmp_path / "other.safetensors"
+    checkpoint.write_bytes((REPOSITORY / "assets" / f"{checkpoints.DEFAULT_MODEL}.safetensors").read_bytes())
+    checkpoint.with_suffix(".json").write_text(json.dumps(joints))
+    for existing in (None, "append"):
+        with pytest.raises(ValueError, match="a run with other joints than those of 'custom'"):
+            run(made, tmp_path, model="custom", checkpoint=str(checkpoint), existing=existing)
+    run(made, tmp_path, model="custom", checkpoint=str(checkpoint), existing="replace")
+    assert runs.read_record(made, "pose").flip == tuple(range(17))
 
 
 def test_replace_makes_all_maps_anew_and_deletes_the_old_ones(dataset: Callable, photos: Path, tmp_path: Path):

@@ -97,7 +97,9 @@ def test_a_joint_set_is_read_from_json(tmp_path: Path) -> None:
     assert joint_set.flip == (0, 2, 1)
     assert joint_set.limbs == ((0, 1), (0, 2))
     assert joint_set.grouping_order == (0, 1, 2)  # where the file does not say
-    assert len(joint_set.sigmas) == 3
+    assert joint_set.sigmas == (0.079,) * 3
+    named = {**MIRROR, "joints": ["nose", "left_wrist", "right_wrist"], "flip": [], "limbs": []}
+    assert JointSet.from_json(write(tmp_path, named)).sigmas == (0.026, 0.062, 0.062), "COCO's"
     ordered = JointSet.from_json(write(tmp_path, {**MIRROR, "grouping_order": [2, 1, 0], "sigmas": [0.1, 0.2, 0.3]}))
     assert ordered.grouping_order == (2, 1, 0)
     assert ordered.sigmas == (0.1, 0.2, 0.3)
