@@ -94,6 +94,24 @@ def export(
     return about
 
 
+def mean(state: dict[str, Tensor], other: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Weights between two that one training led from to the other: often better than both (arXiv 2203.05482).
+
+    Args:
+        state, other: weights of the same network
+        share: of ``state``, 0 to 1
+
+    Raises:
+        ValueError: if they are not of the same network
+    """
+    state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in other.items()}:
+        raise ValueError(
+            "The weights to average with are those of another network; take the file that the run began from."
+        )
+    return {name: torch.lerp(other[name].float(), value.float(), share) for name, value in state.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
@@ -103,6 +121,8 @@ def main() -> None:
     parser.add_argument("--name", default="higherhrnet-lite-coco")
     parser.add_argument("--input-size", type=int, default=256)
     parser.add_argument("--assets", type=Path, default=Path("assets"))
+    parser.add_argument("--average", type=Path, help="a .safetensors file, such as the run's start, to average with")
+    parser.add_argument("--share", type=float, default=0.6, help="of the run in that average (default: %(default)s)")
     parser.add_argument("--photos-seen", type=int, default=0, help="with --weights: training photos behind them")
     arguments = parser.parse_args()
     if arguments.run:
@@ -113,6 +133,8 @@ def main() -> None:
         with safe_open(arguments.weights, "pt") as file:
             config = NetworkConfig.from_dict(json.loads(file.metadata()["config"]))
         state, photos, held_out = load_file(arguments.weights), arguments.photos_seen, HELD_OUT
+    if arguments.average:
+        state = mean(state, load_file(arguments.average), arguments.share)
     network = HigherHRNet(config).eval()
     network.load_state_dict({k: v.half().float() for k, v in state.items()}, strict=False)
     held = split(read_shards(arguments.data), **held_out)[1]
