@@ -149,7 +149,7 @@ def test_the_floor_blanks_what_is_below_it(photos_run: tuple[fo.Dataset, Path], 
 
 
 def test_maps_beyond_16_megabytes_are_refused_for_that_sample_alone(dataset: Callable, photos: Path, tmp_path: Path):
-    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (1200, 1200, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "large.png"), noise)
     cv2.imwrite(str(tmp_path / "small.png"), noise[:64, :64])
     made = dataset([tmp_path / "large.png", tmp_path / "small.png"])
