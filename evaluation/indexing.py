@@ -28,6 +28,13 @@ from .inference import runs, views
 from .reading import SampleMaps, map_joints, read_maps
 
 KIND = "poses"
+# What an index cannot be continued with, as people call it.
+CHANGES = {
+    "label_field": "maps (another label field)",
+    "run_id": "maps (they were made anew since)",
+    "joints": "joints",
+    "people": "choice of people",
+}
 VISUALIZATIONS = ("pca", "umap")
 BATCH = 100  # samples written at once
 MAX_LISTED = 100
@@ -149,15 +156,6 @@ def problems(view: fo.core.collections.SampleCollection, choices: Choices) -> li
     if taken:
         problem = f"The dataset has a brain run '{taken[0]}' already; choose another key."
     return [problem] if problem else []
-
-
-# What an index cannot be continued with, as people call it.
-CHANGES = {
-    "label_field": "maps (another label field)",
-    "run_id": "maps (they were made anew since)",
-    "joints": "joints",
-    "people": "choice of people",
-}
 
 
 def _brain_keys(choices: Choices) -> list[str]:

@@ -119,13 +119,13 @@ def open_record(
         if old and not (existing == "replace" and changed):
             record = replace(
                 old,
-                previous=_still_used(old, recorded),
                 fields=tuple(dict.fromkeys((*old.fields, *fields))),
                 replaced=tuple(name for name in old.replaced if name not in fields),
                 flip=joint_set.flip,
                 sigmas=joint_set.sigmas,
                 settings=recorded,
             )
+            record = replace(record, previous=_earlier_folders(old, record))
         else:
             previous = [str(folder) for folder in runs.run_folders(dataset, old)] if old else []
             record = runs.Record(
@@ -152,11 +152,10 @@ def open_record(
     return record
 
 
-def _still_used(old: runs.Record, settings: dict[str, Any]) -> tuple[str, ...]:
-    """The folders of earlier maps of a run that goes on with these settings, perhaps in another folder."""
-    current = str(Path(settings["maps_dir"]) / old.run_id) if settings["maps_dir"] else None
-    former = [str(Path(old.maps_dir) / old.run_id)] if old.maps_dir else []
-    return tuple(folder for folder in dict.fromkeys((*old.previous, *former)) if folder != current)
+def _earlier_folders(old: runs.Record, record: runs.Record) -> tuple[str, ...]:
+    """The folders of a run's maps from before it went on, perhaps in another folder or in the database."""
+    earlier = dict.fromkeys((*old.previous, *([str(old.folder)] if old.folder else [])))
+    return tuple(folder for folder in earlier if folder != str(record.folder))
 
 
 def _undo_done(dataset: fo.Dataset, label_field: str) -> None:

@@ -18,7 +18,7 @@ from bson import ObjectId
 from fiftyone.core.odm import create_field
 
 from .joints import JOINT_SETS, JointSet
-from .map_files import delete_maps
+from .map_files import delete_maps, run_folder
 
 MAX_COLOR = "#39ff14"  # stands out on skin, clothes, sky and grass alike, which red does not
 KEYPOINTS_COLOR = "#ff4fd8"  # and on the maximum map
@@ -63,6 +63,11 @@ class Record:
     @property
     def maps_dir(self) -> str | None:
         return self.settings.get("maps_dir")
+
+    @property
+    def folder(self) -> Path | None:
+        """Of the run's map files."""
+        return run_folder(self.maps_dir, self.run_id) if self.maps_dir else None
 
 
 def field_name(label_field: str, name: str) -> str:
@@ -319,7 +324,7 @@ def run_folders(dataset: fo.Dataset, record: Record) -> list[Path]:
     """
     if record.dataset_id != dataset_id(dataset):
         return []
-    current = [Path(record.maps_dir) / record.run_id] if record.maps_dir else []
+    current = [record.folder] if record.folder else []
     return [folder for folder in (*current, *map(Path, record.previous)) if folder.is_dir()]
 
 

@@ -46,7 +46,7 @@ class CompareRuns(foo.Operator):
             num_readers=ctx.params.get("num_readers"),
             device=ctx.params.get("device"),
         )
-        return reports.carry_out(ctx, steps, _progress, _result, _outputs)
+        return reports.carry_out(ctx, steps, reports.finished, _result, _outputs)
 
     def resolve_output(self, ctx: foo.ExecutionContext) -> types.Property:
         return _outputs(bool((ctx.results or {}).get("failures")))
@@ -164,11 +164,6 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
 
 
 # --- the run
-
-
-def _progress(state: Progress) -> dict[str, Any]:
-    finished = state.done + state.failed
-    return {"progress": finished / max(state.total, 1), "label": f"{finished} of {state.total} images"}
 
 
 def _result(state: Progress) -> dict[str, Any]:

@@ -297,8 +297,7 @@ def _params(settings: Settings, skip_existing: bool, existing: str | None) -> di
 
 
 def _progress(state: Progress) -> dict[str, Any]:
-    finished = state.done + state.failed
-    return {"progress": finished / max(state.total, 1), "label": f"{finished} of {state.total} samples"}
+    return reports.finished(state, "samples")
 
 
 def _result(state: Progress) -> dict[str, Any]:

@@ -185,8 +185,7 @@ def run_in_app(ctx: foo.ExecutionContext) -> Iterator[Any]:
     steps = _process(ctx)
     state = next(steps)
     for _ in reports.now_and_then(steps, reports.SECONDS_BETWEEN_REPORTS):
-        finished = state.done + state.failed
-        yield ctx.ops.set_progress(progress=finished / max(state.total, 1), label=f"{finished} of {state.total} images")
+        yield ctx.ops.set_progress(**reports.finished(state))
     label_field = settings_of(ctx.params).label_field
     shown = [name for name in state.fields if name in (f"{label_field}_max", f"{label_field}_keypoints")]
     yield from forms.show_fields(ctx, shown, colors)

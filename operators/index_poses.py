@@ -210,9 +210,8 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
 
 
 def _progress(state: Progress) -> dict[str, Any]:
-    finished = state.done + state.failed
-    label = f"{finished} of {state.total} images" if state.step == "embeddings" else f"{state.step} done"
-    return {"progress": finished / max(state.total, 1), "label": label}
+    progress = reports.finished(state)
+    return progress if state.step == "embeddings" else {**progress, "label": f"{state.step} done"}
 
 
 def _result(state: Progress) -> dict[str, Any]:

@@ -15,6 +15,8 @@ SECONDS_BETWEEN_STATUSES = 2.0  # of a delegated operation, in the database
 
 
 class State(Protocol):
+    total: int
+    done: int
     failed: int
     failures: list[tuple[str, str]]
 
@@ -44,37 +46,23 @@ def carry_out(
     Returns:
         what ``execute()`` returns: on a worker the result, in the App a generator of its triggers
     """
-    if ctx.delegated:
-        return _on_worker(ctx, steps, progress, result)
-    return _in_app(ctx, steps, progress, result, outputs)
 
+    def in_app() -> Iterator[Any]:
+        state = next(steps)
+        for _ in now_and_then(steps, SECONDS_BETWEEN_REPORTS):
+            yield ctx.ops.set_progress(**progress(state))
+        yield ctx.ops.reload_dataset()
+        yield ctx.ops.notify(state.summary(), variant="warning" if state.failed else "success")
+        yield ctx.ops.show_output(outputs(bool(state.failures)).to_json(), result(state))
 
-def _in_app(
-    ctx: foo.ExecutionContext,
-    steps: Iterator[S],
-    progress: Callable[[S], dict[str, Any]],
-    result: Callable[[S], dict[str, Any]],
-    outputs: Callable[[bool], types.Property],
-) -> Iterator[Any]:
-    state = next(steps)
-    for _ in now_and_then(steps, SECONDS_BETWEEN_REPORTS):
-        yield ctx.ops.set_progress(**progress(state))
-    yield ctx.ops.reload_dataset()
-    yield ctx.ops.notify(state.summary(), variant="warning" if state.failed else "success")
-    yield ctx.ops.show_output(outputs(bool(state.failures)).to_json(), result(state))
-
-
-def _on_worker(
-    ctx: foo.ExecutionContext,
-    steps: Iterator[S],
-    progress: Callable[[S], dict[str, Any]],
-    result: Callable[[S], dict[str, Any]],
-) -> dict[str, Any]:
-    state = next(steps)
-    for _ in now_and_then(steps, SECONDS_BETWEEN_STATUSES):
+    def on_worker() -> dict[str, Any]:
+        state = next(steps)
+        for _ in now_and_then(steps, SECONDS_BETWEEN_STATUSES):
+            ctx.set_progress(**progress(state))
         ctx.set_progress(**progress(state))
-    ctx.set_progress(**progress(state))
-    return result(state)
+        return result(state)
+
+    return on_worker() if ctx.delegated else in_app()
 
 
 def now_and_then(steps: Iterator[T], seconds: float) -> Iterator[T]:
@@ -84,6 +72,12 @@ def now_and_then(steps: Iterator[T], seconds: float) -> Iterator[T]:
         if time.monotonic() - reported > seconds:
             reported = time.monotonic()
             yield step
+
+
+def finished(state: State, what: str = "images") -> dict[str, Any]:
+    """FiftyOne's progress of an operation that goes through images."""
+    count = state.done + state.failed
+    return {"progress": count / max(state.total, 1), "label": f"{count} of {state.total} {what}"}
 
 
 def failures_table(outputs: types.Object) -> None:

@@ -239,6 +239,10 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
             flush=True,
         )
 
+    def keep() -> None:
+        must_be_finite(float(sums.get("loss", 0)), step)
+        save(path, contents())
+
     sums: dict[str, Tensor] = {}
     last = last_save = last_check = last_log = time.monotonic()
     logged_step, logged_photos, waited = step, photos, 0.0
@@ -283,15 +287,13 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
             must_be_finite(row["loss"], step)
             sums, last_log, logged_step, logged_photos, waited = {}, now, step, photos, 0.0
         if now - last_save > 60 * options["save_minutes"]:
-            must_be_finite(float(sums.get("loss", 0)), step)
-            save(path, contents())
+            keep()
             last_save = now
         if now - last_check > 60 * options["check_minutes"]:
             check()
             last_check = time.monotonic()
     if rank == 0:
-        must_be_finite(float(sums.get("loss", 0)), step)
-        save(path, contents())
+        keep()
         check()
     return contents()
 

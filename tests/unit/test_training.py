@@ -351,6 +351,19 @@ def test_evaluation_reads_both_stages(data: Path) -> None:
     assert numbers["person_free"] == 4
 
 
+def test_weights_are_averaged_by_their_share_and_only_with_those_of_the_same_network() -> None:
+    old, new = {"a": torch.zeros(2)}, {"a": torch.ones(2), "bn.num_batches_tracked": torch.tensor(3)}
+    assert exporting.mean(new, old, 0.6)["a"].tolist() == pytest.approx([0.6, 0.6])
+    with pytest.raises(ValueError, match="of another network"):
+        exporting.mean(new, {"a": torch.zeros(3)}, 0.6)
+
+
+def test_what_diverged_is_not_kept() -> None:
+    training.must_be_finite(1.0, 7)
+    with pytest.raises(ValueError, match="not finite at step 7"):
+        training.must_be_finite(float("nan"), 7)
+
+
 def test_export_can_be_loaded_and_says_what_it_is(tmp_path: Path) -> None:
     config = NetworkConfig.from_dict(OPTIONS["network"])
     network = HigherHRNet(config)
