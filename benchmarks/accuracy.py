@@ -32,11 +32,10 @@ from tqdm import tqdm
 
 from evaluation import coco
 from inference import checkpoints
-from inference.grouping import GroupingConfig, People, group
 from inference.images import read_image
 from inference.joints import COCO as JOINTS
 from inference.joints import JointSet
-from inference.labels import MIN_PERSON_SCORE, Seen, keypoints, see
+from inference.labels import MIN_PERSON_SCORE, Seen, find_people, keypoints, see
 from inference.predictor import Predictor, PreparedImage
 from inference.settings import Settings
 
@@ -69,23 +68,15 @@ def look_at(predictor: Predictor, paths: list[Path], what: str) -> Iterator[tupl
             bar.update(len(batch))
 
 
-def find_people(seen: Seen, order: tuple[int, ...], config: GroupingConfig) -> People:
-    assert seen.heatmaps is not None
-    assert seen.tags is not None
-    half = seen.heatmaps.shape[1:]
-    heatmaps = seen.heatmaps if seen.enlarged is None else seen.enlarged
-    return group(heatmaps, seen.tags, order, config, (2 * half[0], 2 * half[1]))
-
-
 def stored(seen: Seen, order: tuple[int, ...], columns: list[int]) -> list[dict[str, Any]]:
     """The people that a run stores, as COCO results."""
-    people = find_people(seen, order, GroupingConfig(min_score=MIN_PERSON_SCORE))
+    people = find_people(seen, order, MIN_PERSON_SCORE)
     return coco.results(keypoints(people, seen.warp).to_dict(), columns, seen.warp.image_wh)
 
 
 def detections(seen: Seen, image_id: int, order: tuple[int, ...], columns: list[int]) -> list[dict[str, Any]]:
     """All groups of an image as COCO results, in pixels of the image."""
-    people = find_people(seen, order, GroupingConfig())
+    people = find_people(seen, order)
     points = seen.warp.to_image(people.joints[:, :, :2])
     joints = np.concatenate([points, people.joints[:, :, 2:]], axis=2)[:, columns]
     return [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
 import re
 import threading
@@ -29,7 +30,8 @@ from .network import HigherHRNet, NetworkConfig
 ENDINGS = (".pth.tar", ".safetensors", ".pth", ".pt")
 MAX_WIDTH = 256  # of a network that is still believed
 SETTLED_SECONDS = 2  # younger files may change again without a change of their time
-CALIBRATION = "calibration"
+CALIBRATION, SMOOTHING = "calibration", "smoothing"  # keys in the metadata of bundled weights
+MOST_SMOOTHING = 8  # input pixels; more reaches beyond the smallest maps
 MADE_FROM = "made_from"  # key in the metadata of a converted file: SHA-256 of the file that it was made from
 EXACT = "exact"  # and whether its values are the same
 
@@ -153,6 +155,21 @@ def calibration_of(file: CheckpointFile) -> Calibration:
         raise CheckpointError(f"The calibration in the metadata of {file.path} cannot be used: {error}") from error
 
 
+def smoothing_of(file: CheckpointFile) -> float:
+    """The smoothing in the metadata of a safetensors file, input pixels; 0 where there is none."""
+    text = file.metadata.get(SMOOTHING, "0")
+    try:
+        smoothing = float(text)
+    except ValueError:
+        smoothing = math.nan
+    if not 0 <= smoothing <= MOST_SMOOTHING:
+        raise CheckpointError(
+            f"The smoothing in the metadata of {file.path} is '{text}', not a number from 0 to {MOST_SMOOTHING}; fetch "
+            "the file again from where it came."
+        )
+    return smoothing
+
+
 def _misfits(state: dict[str, Tensor], config: NetworkConfig) -> list[str]:
     with torch.device("meta"):
         network = HigherHRNet(config)
@@ -190,7 +207,7 @@ def write(path: Path, file: CheckpointFile, half: bool, metadata: dict[str, str]
     exact = all(tensor.dtype == file.state[name].dtype for name, tensor in state.items())
     partial = path.with_name(f"{path.name}.partial")
     made = {MADE_FROM: file_sha256(file.path), EXACT: str(exact).lower()}
-    made |= {CALIBRATION: file.metadata[CALIBRATION]} if CALIBRATION in file.metadata else {}
+    made |= {key: file.metadata[key] for key in (CALIBRATION, SMOOTHING) if key in file.metadata}
     partial.write_bytes(save(state, {"format": "pt", **metadata, **made}))  # save_file() would keep others from reading
     partial.replace(path)
     return exact

@@ -24,6 +24,7 @@ from .checkpoint_files import (
     describe,
     joints_path,
     read,
+    smoothing_of,
     twin_path,
     write,
 )
@@ -197,7 +198,7 @@ def load(name: str = DEFAULT_MODEL, checkpoint: str | Path | None = None) -> Loa
     file = read(found.path)
     config = config_for(file, len(entry.joint_set), entry.network, name)
     network = HigherHRNet(config)
-    network.calibration = calibration_of(file)
+    network.calibration, network.smoothing = calibration_of(file), smoothing_of(file)
     state = {name: tensor.float() for name, tensor in file.state.items() if "num_batches_tracked" not in name}
     network.load_state_dict(state, strict=False)  # only the counters are missing
     return LoadedModel(entry, network.eval(), found.sha256)

@@ -20,6 +20,7 @@ from scipy.optimize import linear_sum_assignment
 Array = NDArray[np.float32]
 Indices = NDArray[np.integer]
 BLOCK = 8  # pixels
+DETECTION_THRESHOLD = 0.1  # as published
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class GroupingConfig:
         min_score: groups with a lower score are left out, before their joints are looked for
     """
 
-    detection_threshold: float = 0.1
+    detection_threshold: float = DETECTION_THRESHOLD
     tag_threshold: float = 1.0
     max_people: int = 30
     window: int = 5

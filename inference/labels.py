@@ -13,7 +13,7 @@ from bson import ObjectId
 from numpy.typing import NDArray
 
 from .geometry import Warp
-from .grouping import GroupingConfig, People, group
+from .grouping import DETECTION_THRESHOLD, GroupingConfig, People, group
 from .joints import JointSet
 from .map_files import MapWriter
 from .maps import ImageMaps, make_maps
@@ -25,7 +25,7 @@ from .settings import Settings, find_maps
 # at skeletons do, and so does the App, which loads all of them with every page.
 MIN_PERSON_SCORE = 0.15
 # It also finds a place for every joint that a person lacks, however low the heatmap is there; these are not drawn.
-MIN_JOINT_VALUE = 0.1  # the published detection threshold
+MIN_JOINT_VALUE = 0.1
 NO_NUMBERS = "The network gave values that are no numbers: its weights are damaged, or their training diverged."
 DIGITS = 5  # of coordinates relative to the image and of heatmap values: a hundredth of a pixel, in half the bytes
 
@@ -40,6 +40,7 @@ class Seen:
         heatmaps: (K, h/2, w/2) float32, for grouping, with
         tags: (T, h/2, w/2, D) float32; both None where people are not asked for
         enlarged: (K, h, w) float32, where it is not just the heatmaps enlarged
+        detection_threshold: value above which a peak is a candidate for grouping
     """
 
     warp: Warp
@@ -47,6 +48,7 @@ class Seen:
     heatmaps: NDArray[np.float32] | None = None
     tags: NDArray[np.float32] | None = None
     enlarged: NDArray[np.float32] | None = None
+    detection_threshold: float = DETECTION_THRESHOLD
 
 
 def see(predictor: Predictor, settings: Settings, images: Sequence[PreparedImage], joints: bool) -> list[Seen]:
@@ -62,7 +64,18 @@ def see(predictor: Predictor, settings: Settings, images: Sequence[PreparedImage
         return [Seen(warp, image_maps) for warp, image_maps in zip(warps, maps, strict=True)]
     heatmaps, tags = prediction.heatmaps.cpu().numpy(), prediction.tags.cpu().numpy()
     enlarged = [None] * len(maps) if prediction.enlarged is None else prediction.enlarged.cpu().numpy()
-    return [Seen(*parts) for parts in zip(warps, maps, heatmaps, tags, enlarged, strict=True)]
+    thresholds = [predictor.detection_threshold] * len(maps)
+    return [Seen(*parts) for parts in zip(warps, maps, heatmaps, tags, enlarged, thresholds, strict=True)]
+
+
+def find_people(seen: Seen, order: tuple[int, ...], min_score: float = 0.0) -> People:
+    """Group what was seen; see :func:`group`. Joints are in pixels of the network's input (its base scale)."""
+    assert seen.heatmaps is not None
+    assert seen.tags is not None
+    shape = (2 * seen.heatmaps.shape[1], 2 * seen.heatmaps.shape[2])
+    heatmaps = seen.heatmaps if seen.enlarged is None else seen.enlarged
+    config = GroupingConfig(detection_threshold=seen.detection_threshold, min_score=min_score)
+    return group(heatmaps, seen.tags, order, config, shape)
 
 
 class Labeller:
@@ -104,8 +117,8 @@ class Labeller:
         if seen.maps.joints is not None:
             maps |= {name: seen.maps.joints[k] for name, k in zip(self.joints, self._channels, strict=True)}
         values: dict[str, Any] = {}
-        if seen.heatmaps is not None and seen.tags is not None:
-            people = self._people(seen.heatmaps, seen.tags, seen.enlarged)
+        if seen.heatmaps is not None:
+            people = find_people(seen, self.joint_set.grouping_order, 0 if self.all_groups else MIN_PERSON_SCORE)
             labels = keypoints(people, seen.warp, self.all_groups)
             values = {"keypoints": labels.to_dict(), "num_people": len(people)}
         if self.files:
@@ -115,12 +128,6 @@ class Labeller:
         else:
             heatmaps = {name: memory_heatmap(array).to_dict() for name, array in maps.items()}
         return {**heatmaps, **values, "confidence": seen.maps.confidence, "status": DONE}
-
-    def _people(self, heatmaps: NDArray, tags: NDArray, enlarged: NDArray | None) -> People:
-        shape = (2 * heatmaps.shape[1], 2 * heatmaps.shape[2])  # of the network input
-        aggregate = heatmaps if enlarged is None else enlarged
-        config = GroupingConfig(min_score=0 if self.all_groups else MIN_PERSON_SCORE)
-        return group(aggregate, tags, self.joint_set.grouping_order, config, shape)
 
 
 def memory_heatmap(values: NDArray) -> fo.Heatmap:

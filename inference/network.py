@@ -8,9 +8,11 @@ are those of the published checkpoints. Shapes at the line ends: B images, K joi
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .calibration import Calibration
@@ -139,13 +141,26 @@ def _fuse_layer(channels: list[int], source: int, target: int) -> nn.Module:
     return nn.Sequential(*steps, conv_bn(channels[source], channels[target], stride=2, relu=False))
 
 
+def smooth(maps: Tensor, deviation: float) -> Tensor:
+    """Maps (B, C, h, w) convolved with a Gaussian of that deviation in pixels, reflected at the borders."""
+    reach = math.ceil(3 * deviation)
+    places = torch.arange(-reach, reach + 1, device=maps.device)
+    kernel = torch.softmax(-(places**2) / (2 * deviation**2), dim=0).to(maps.dtype)
+    channels = maps.shape[1]
+    maps = F.pad(maps, (reach,) * 4, mode="reflect")
+    for shape in ((1, 1, 1, -1), (1, 1, -1, 1)):
+        maps = F.conv2d(maps, kernel.view(shape).expand(channels, -1, -1, -1), groups=channels)
+    return maps
+
+
 class HigherHRNet(nn.Module):
     """Images to heatmaps and tags.
 
     Args:
         config: the sizes
 
-    ``calibration`` says what the values mean that these weights give; it is the identity unless who loads them sets it.
+    ``calibration`` says what the values mean that these weights give, ``smoothing`` by a Gaussian of which deviation
+    (input pixels) both results are smoothed: the identity and 0, as published, unless who loads the weights sets them.
 
     Call with images (B, 3, H, W), float, RGB, normalised by the ImageNet mean and deviation, H and W multiples
     of 32. Returns ``[(B, K + tags, H/4, W/4), (B, K, H/2, W/2)]``: heatmaps (about 0 to 1, unbounded) then tags,
@@ -156,6 +171,7 @@ class HigherHRNet(nn.Module):
         super().__init__()
         self.config = config
         self.calibration = Calibration()
+        self.smoothing = 0.0
         widths = [config.width * 2**branch for branch in range(4)]
 
         self.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
@@ -208,6 +224,8 @@ class HigherHRNet(nn.Module):
         coarse = self._head(0, features)  # B, K + tags, H/4, W/4
         features = self.deconv_layers[0](torch.cat([features, coarse.to(features.dtype)], dim=1))  # B, C, H/2, W/2
         outputs = [coarse, self._head(1, features)]  # and B, K, H/2, W/2
+        if self.smoothing:
+            outputs = [smooth(maps, self.smoothing / stride) for maps, stride in zip(outputs, (4, 2), strict=True)]
         return self._without_center(*outputs) if self.config.center else outputs
 
     def _head(self, stage: int, features: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .geometry import Warp, warp_for
+from .grouping import DETECTION_THRESHOLD
 from .network import HigherHRNet
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB, for values 0 to 1
@@ -77,6 +78,8 @@ class Predictor:
         scales: scales to run, relative to ``input_size``
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``; None = the best there is
         precision: None = bfloat16 where the hardware computes with it, else float32
+
+    ``detection_threshold`` is the published one after the calibration: it is meant for the network's own values.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class Predictor:
         self.precision = precision or best_precision(self.device)
         self.network = for_inference(network, self.precision).to(self.device)
         self.calibration = network.calibration
+        self.detection_threshold = self.calibration.apply(torch.tensor([DETECTION_THRESHOLD])).item()
         self._flip = torch.tensor(list(flip), device=self.device)
         self._mean = torch.tensor(MEAN, device=self.device).view(1, 3, 1, 1) * 255
         self._deviation = torch.tensor(DEVIATION, device=self.device).view(1, 3, 1, 1) * 255

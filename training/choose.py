@@ -18,11 +18,10 @@ import numpy as np
 from pycocotools.coco import COCO
 from tqdm import tqdm
 
-from benchmarks.accuracy import find_people, keypoint_figures
+from benchmarks.accuracy import keypoint_figures
 from inference import checkpoints
-from inference.grouping import GroupingConfig
 from inference.joints import COCO as JOINTS
-from inference.labels import see
+from inference.labels import find_people, see
 from inference.predictor import Predictor
 from inference.settings import Settings
 from training.card import table
@@ -71,7 +70,7 @@ def average_precision(predictor: Predictor, photos: list[Photo]) -> dict[str, fl
     results: list[dict[str, Any]] = []
     for number, photo in enumerate(tqdm(photos, desc="photos with people", unit=" photos")):
         (seen,) = see(predictor, Settings(), [predictor.prepare(photo.image())], joints=False)
-        people = find_people(seen, JOINTS.grouping_order, GroupingConfig())
+        people = find_people(seen, JOINTS.grouping_order)
         joints = people.joints.astype(float)
         joints[:, :, :2] = seen.warp.to_image(joints[:, :, :2]) * original_scale(photo.record)
         results += [

@@ -46,6 +46,7 @@ def export(
     input_size: int,
     photos_seen: int,
     calibration: Calibration,
+    smoothing: float = 0.0,
 ) -> dict:
     """Write weights and their description.
 
@@ -57,6 +58,7 @@ def export(
         input_size: short side in pixels at which the network is to be used
         photos_seen: training photos behind these weights, start included
         calibration: of their values
+        smoothing: of the maps, input pixels
 
     Returns:
         what was written to the JSON file
@@ -74,7 +76,11 @@ def export(
     broken = [k for k, v in weights.items() if not torch.isfinite(v).all()]
     if broken:
         raise ValueError(f"{broken[0]} has values that fp16 cannot hold; the run diverged, export an earlier one.")
-    metadata = {"config": json.dumps(config.to_dict()), "calibration": json.dumps(calibration.knots)}
+    metadata = {
+        "config": json.dumps(config.to_dict()),
+        "calibration": json.dumps(calibration.knots),
+        "smoothing": str(smoothing),
+    }
     data = save(weights, metadata)
     about = {
         "name": name,
@@ -123,6 +129,7 @@ def main() -> None:
     parser.add_argument("--assets", type=Path, default=Path("assets"))
     parser.add_argument("--average", type=Path, help="a .safetensors file, such as the run's start, to average with")
     parser.add_argument("--share", type=float, default=0.6, help="of the run in that average (default: %(default)s)")
+    parser.add_argument("--smoothing", type=float, default=0.0, help="deviation of a Gaussian, input pixels")
     parser.add_argument("--photos-seen", type=int, default=0, help="with --weights: training photos behind them")
     arguments = parser.parse_args()
     if arguments.run:
@@ -137,9 +144,19 @@ def main() -> None:
         state = mean(state, load_file(arguments.average), arguments.share)
     network = HigherHRNet(config).eval()
     network.load_state_dict({k: v.half().float() for k, v in state.items()}, strict=False)
+    network.smoothing = arguments.smoothing
     held = split(read_shards(arguments.data), **held_out)[1]
     calibration = fit(network, held, arguments.input_size)
-    about = export(state, config, arguments.assets, arguments.name, arguments.input_size, photos, calibration)
+    about = export(
+        state,
+        config,
+        arguments.assets,
+        arguments.name,
+        arguments.input_size,
+        photos,
+        calibration,
+        arguments.smoothing,
+    )
     print(json.dumps({**about, "calibration": calibration.knots}, indent=2))
 
 

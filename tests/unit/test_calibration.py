@@ -3,13 +3,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from scipy.ndimage import gaussian_filter
 
 from inference import checkpoints
 from inference.calibration import Calibration
+from inference.checkpoint_files import MOST_SMOOTHING
+from inference.labels import see
+from inference.network import smooth
 from inference.predictor import Predictor
+from inference.settings import Settings
 
 KNOTS = ((0.1, 0.05), (0.4, 0.6), (1.0, 0.95))
 
@@ -34,28 +40,66 @@ def test_a_curve_that_does_not_rise_is_refused(knots: tuple) -> None:
         Calibration(knots)
 
 
-def rewritten(folder: Path, calibration: str) -> Path:
-    """The bundled weights with another calibration."""
+def rewritten(folder: Path, **entries: str) -> Path:
+    """The bundled weights with other entries in their metadata."""
     source, target = checkpoints.find_model("higherhrnet-lite-coco").asset, folder / "w.safetensors"
     with safe_open(source, "pt") as file:
         metadata = file.metadata()
-    save_file(load_file(source), target, {**metadata, "calibration": calibration})
+    save_file(load_file(source), target, {**metadata, **entries})
     return target
 
 
 def test_it_is_stored_with_the_weights_and_used_by_the_predictor(tmp_path: Path) -> None:
-    photo = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
+    photo = skimage.data.astronaut()
     maps = {}
     for calibration in ("[]", json.dumps(KNOTS)):
-        model = checkpoints.load(checkpoint=rewritten(tmp_path, calibration))
-        predictor = Predictor(model.network, model.entry.joint_set.flip, 64, device="cpu", precision=torch.float32)
+        model = checkpoints.load(checkpoint=rewritten(tmp_path, calibration=calibration))
+        predictor = Predictor(model.network, model.entry.joint_set.flip, 128, device="cpu", precision=torch.float32)
         maps[calibration] = predictor.predict([predictor.prepare(photo)]).heatmaps
     plain, calibrated = maps.values()
-    assert plain.max() > 0.01
+    assert plain.max() > 0.2
     assert torch.allclose(calibrated, Calibration(KNOTS).apply(plain), atol=1e-6)
+
+
+def test_the_published_detection_threshold_is_one_of_the_networks_own_values(tmp_path: Path) -> None:
+    for calibration, expected in (("[]", 0.1), (json.dumps(KNOTS), 0.05), ("[[0.05, 0.2], [0.15, 0.4]]", 0.3)):
+        model = checkpoints.load(checkpoint=rewritten(tmp_path, calibration=calibration))
+        predictor = Predictor(model.network, model.entry.joint_set.flip, 128, device="cpu")
+        assert predictor.detection_threshold == pytest.approx(expected)
+        settings = Settings(keypoints=True)
+        (seen,) = see(predictor, settings, [predictor.prepare(skimage.data.astronaut())], joints=False)
+        assert seen.detection_threshold == predictor.detection_threshold
 
 
 def test_a_calibration_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
     for calibration in ("[[0.5]]", "[1, 2]", "nonsense", "[[0.5, 0.4], [0.2, 0.6]]"):
         with pytest.raises(checkpoints.CheckpointError, match="calibration"):
-            checkpoints.load(checkpoint=rewritten(tmp_path, calibration))
+            checkpoints.load(checkpoint=rewritten(tmp_path, calibration=calibration))
+
+
+def test_smoothing_is_a_gaussian() -> None:
+    maps = np.random.default_rng(0).normal(size=(2, 3, 40, 56)).astype(np.float32)
+    expected = gaussian_filter(maps, 2.0, mode="mirror", truncate=3, axes=(2, 3))
+    assert np.allclose(smooth(torch.from_numpy(maps), 2.0).numpy(), expected, atol=1e-5)
+
+
+def test_smoothing_is_stored_with_the_weights_and_is_only_of_the_results(tmp_path: Path) -> None:
+    images = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        coarse, fine = checkpoints.load(checkpoint=rewritten(tmp_path, smoothing="0")).network(images)
+        smooth_coarse, smooth_fine = checkpoints.load(checkpoint=rewritten(tmp_path, smoothing="4")).network(images)
+    assert torch.equal(smooth_coarse, smooth(coarse, 1.0))
+    assert torch.equal(smooth_fine, smooth(fine, 2.0)), "the finer maps are made from what was not smoothed"
+
+
+@pytest.mark.parametrize("smoothing", ["-1", "nan", "inf", "1e9", "nonsense", "[4]"])
+def test_a_smoothing_that_makes_no_sense_is_refused(tmp_path: Path, smoothing: str) -> None:
+    with pytest.raises(checkpoints.CheckpointError, match="smoothing"):
+        checkpoints.load(checkpoint=rewritten(tmp_path, smoothing=smoothing))
+
+
+def test_the_strongest_smoothing_works_on_the_smallest_input(tmp_path: Path) -> None:
+    model = checkpoints.load(checkpoint=rewritten(tmp_path, smoothing=str(MOST_SMOOTHING)))
+    predictor = Predictor(model.network, model.entry.joint_set.flip, 64, scales=(0.5, 1), device="cpu")
+    photo = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    assert predictor.predict([predictor.prepare(photo)]).heatmaps.isfinite().all()
