@@ -1,6 +1,7 @@
 """Held-out accuracy of weights against their time and size: what the bundled network and its input size are chosen by.
 
 `python -m training.choose --data DIR --weights A.safetensors B.safetensors --input-size 256 384 --plot choices.png`
+With `--smoothing 0 4` for other smoothings than the files', each with a calibration of its own.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import statistics
 import time
 from pathlib import Path
@@ -24,6 +26,7 @@ from inference.joints import COCO as JOINTS
 from inference.labels import find_people, see
 from inference.predictor import Predictor
 from inference.settings import Settings
+from training.calibrate import fit
 from training.card import table
 from training.dataset import HELD_OUT, Photo, read_shards, split
 from training.evaluate import SEGMENT, evaluate, original_scale
@@ -91,14 +94,17 @@ def milliseconds(predictor: Predictor) -> float:
     return 1000 * statistics.median(times)
 
 
-def measure(weights: Path, input_size: int, held: list[Photo]) -> dict[str, Any]:
-    """One choice: its name and figures."""
+def measure(weights: Path, input_size: int, smoothing: float | None, held: list[Photo]) -> dict[str, Any]:
+    """One choice: its name and figures. Smoothing None is that of the file."""
     model = checkpoints.load(checkpoints.CUSTOM, weights)
+    if smoothing is not None:
+        model.network.smoothing = smoothing
+        model.network.calibration = fit(model.network, held, input_size)
     predictor = Predictor(model.network, JOINTS.flip, input_size)
     people = [photo for photo in held if photo.record["persons"]]
     config = model.network.config
     return {
-        "network": f"{weights.stem}: width {config.width}, {config.blocks} blocks",
+        "network": f"{weights.stem}: width {config.width}, {config.blocks} blocks, smooth {model.network.smoothing:g}",
         "short side": input_size,
         "MB": weights.stat().st_size / 1e6,
         "ms": milliseconds(predictor),
@@ -129,10 +135,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the training shards")
     parser.add_argument("--weights", type=Path, nargs="+", required=True, help="files that training.export wrote")
     parser.add_argument("--input-size", type=int, nargs="+", default=[256, 320, 384])
+    parser.add_argument("--smoothing", type=float, nargs="+", default=[None], help="input pixels")
     parser.add_argument("--plot", type=Path, help="picture to write")
     arguments = parser.parse_args()
     held = split(read_shards(arguments.data), **HELD_OUT)[1]
-    choices = [measure(path, size, held) for path in arguments.weights for size in arguments.input_size]
+    combinations = itertools.product(arguments.weights, arguments.input_size, arguments.smoothing)
+    choices = [measure(*combination, held) for combination in combinations]
     columns = ["network", "short side", "MB", "ms", *SHOWN]
     rows = [
         [c["network"], c["short side"], f"{c['MB']:.1f}", round(c["ms"]), *(f"{c[name]:.3f}" for name in SHOWN)]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from inference import checkpoints
 from inference.calibration import Calibration
 from inference.network import HigherHRNet, NetworkConfig
 from training import card, choose
@@ -368,7 +369,7 @@ def test_export_can_be_loaded_and_says_what_it_is(tmp_path: Path) -> None:
     config = NetworkConfig.from_dict(OPTIONS["network"])
     network = HigherHRNet(config)
     curve = Calibration(((0.5, 0.7), (1.0, 0.9)))
-    export(network.state_dict(), config, tmp_path, "small", input_size=256, photos_seen=5, calibration=curve)
+    export(network.state_dict(), config, tmp_path, "small", 256, photos_seen=5, calibration=curve, smoothing=4)
     about = json.loads((tmp_path / "small.json").read_text())
     assert about["sha256"] == hashlib.sha256((tmp_path / about["file"]).read_bytes()).hexdigest()
     assert NetworkConfig.from_dict(about["network"]) == config
@@ -377,6 +378,8 @@ def test_export_can_be_loaded_and_says_what_it_is(tmp_path: Path) -> None:
     missing, unexpected = HigherHRNet(config).load_state_dict(weights, strict=False)
     assert not unexpected
     assert all(key.endswith("num_batches_tracked") for key in missing)
+    loaded = checkpoints.load(checkpoints.CUSTOM, tmp_path / about["file"]).network
+    assert (loaded.calibration, loaded.smoothing) == (curve, 4)
 
     weights.pop("conv1.weight")
     with pytest.raises(ValueError, match=r"conv1\.weight"):
@@ -398,7 +401,7 @@ def test_choices_are_measured_on_held_out_photos_and_plotted(data: Path, tmp_pat
     weights = tmp_path / "tiny.safetensors"
     save_file(HigherHRNet(config).state_dict(), weights, {"config": json.dumps(config.to_dict())})
     held = split(read_shards(data), coco=2, negative=2)[1]
-    measured = [choose.measure(weights, size, held) for size in (64, 128)]
+    measured = [choose.measure(weights, size, smoothing, held) for size, smoothing in ((64, None), (128, 4.0))]
     assert [choice["short side"] for choice in measured] == [64, 128]
     assert all(choice["ms"] > 0 and 0 <= choice["ap"] <= 1 and choice["joints"] > 0 for choice in measured)
     choose.plot(measured, tmp_path / "choices.png")
