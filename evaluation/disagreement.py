@@ -21,7 +21,7 @@ from scipy.special import entr
 
 Array = NDArray[np.floating]
 
-THRESHOLD = 0.1  # the published detection threshold
+THRESHOLD = 0.1  # lower peaks are not compared
 FLOOR = 0.02  # values below it count as 0, as a run's default has it: noise over a whole image outweighs any peak
 WINDOW = 5  # a peak is the maximum of 5 x 5 pixels
 SMALLEST = 0.05  # of the image's size: people are taken for at least as large

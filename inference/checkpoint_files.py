@@ -30,8 +30,8 @@ from .network import HigherHRNet, NetworkConfig
 ENDINGS = (".pth.tar", ".safetensors", ".pth", ".pt")
 MAX_WIDTH = 256  # of a network that is still believed
 SETTLED_SECONDS = 2  # younger files may change again without a change of their time
-CALIBRATION, SMOOTHING = "calibration", "smoothing"  # keys in the metadata of bundled weights
-MOST_SMOOTHING = 8  # input pixels; more reaches beyond the smallest maps
+CALIBRATION, SMOOTHING = "calibration", "smoothing"  # keys in the metadata of what training/export.py writes
+LEAST_SMOOTHING, MOST_SMOOTHING = 0.1, 8  # input pixels; three times as much must be less than the smallest maps' sides
 MADE_FROM = "made_from"  # key in the metadata of a converted file: SHA-256 of the file that it was made from
 EXACT = "exact"  # and whether its values are the same
 
@@ -162,10 +162,10 @@ def smoothing_of(file: CheckpointFile) -> float:
         smoothing = float(text)
     except ValueError:
         smoothing = math.nan
-    if not 0 <= smoothing <= MOST_SMOOTHING:
+    if smoothing != 0 and not LEAST_SMOOTHING <= smoothing <= MOST_SMOOTHING:
         raise CheckpointError(
-            f"The smoothing in the metadata of {file.path} is '{text}', not a number from 0 to {MOST_SMOOTHING}; fetch "
-            "the file again from where it came."
+            f"The smoothing in the metadata of {file.path} is '{text}', which is neither 0 nor a number from "
+            f"{LEAST_SMOOTHING} to {MOST_SMOOTHING}; fetch the file again from where it came."
         )
     return smoothing
 

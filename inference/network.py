@@ -142,14 +142,15 @@ def _fuse_layer(channels: list[int], source: int, target: int) -> nn.Module:
 
 
 def smooth(maps: Tensor, deviation: float) -> Tensor:
-    """Maps (B, C, h, w) convolved with a Gaussian of that deviation in pixels, reflected at the borders."""
+    """Maps (B, C, h, w) convolved with a Gaussian of that deviation in pixels, reflected at the borders; float32."""
     reach = math.ceil(3 * deviation)
     places = torch.arange(-reach, reach + 1, device=maps.device)
-    kernel = torch.softmax(-(places**2) / (2 * deviation**2), dim=0).to(maps.dtype)
+    kernel = torch.softmax(-(places**2) / (2 * deviation**2), dim=0)
     channels = maps.shape[1]
-    maps = F.pad(maps, (reach,) * 4, mode="reflect")
-    for shape in ((1, 1, 1, -1), (1, 1, -1, 1)):
-        maps = F.conv2d(maps, kernel.view(shape).expand(channels, -1, -1, -1), groups=channels)
+    with torch.autocast(maps.device.type, enabled=False):  # half precision would make plateaus of equal values
+        maps = F.pad(maps.float(), (reach,) * 4, mode="reflect")
+        for shape in ((1, 1, 1, -1), (1, 1, -1, 1)):
+            maps = F.conv2d(maps, kernel.view(shape).expand(channels, -1, -1, -1), groups=channels)
     return maps
 
 
@@ -159,8 +160,9 @@ class HigherHRNet(nn.Module):
     Args:
         config: the sizes
 
-    ``calibration`` says what the values mean that these weights give, ``smoothing`` by a Gaussian of which deviation
-    (input pixels) both results are smoothed: the identity and 0, as published, unless who loads the weights sets them.
+    ``calibration`` says what the values mean that these weights give. ``smoothing`` is the deviation, in pixels of the
+    images, of a Gaussian that both results are convolved with. They are the identity and 0, as published, unless who
+    loads the weights sets them.
 
     Call with images (B, 3, H, W), float, RGB, normalised by the ImageNet mean and deviation, H and W multiples
     of 32. Returns ``[(B, K + tags, H/4, W/4), (B, K, H/2, W/2)]``: heatmaps (about 0 to 1, unbounded) then tags,

@@ -1,8 +1,9 @@
 """Batches of warped images to heatmaps and tags: device, precision, flip test, scales.
 
-The aggregation is the published one: heatmaps of both stages, of the mirrored image and of all scales are averaged;
-tags come from stage 0 at scale 1 and of its mirror image, side by side. Because averaging and bilinear enlargement are
-linear, the average is taken at half of the input and enlarged later, only where it is needed.
+The aggregation is the published one, of maps that the network has smoothed where its weights ask for it: heatmaps of
+both stages, of the mirrored image and of all scales are averaged; tags come from stage 0 at scale 1 and of its mirror
+image, side by side. Because averaging and bilinear enlargement are linear, the average is taken at half of the input
+and enlarged later, only where it is needed.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Predictor:
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``; None = the best there is
         precision: None = bfloat16 where the hardware computes with it, else float32
 
-    ``detection_threshold`` is the published one after the calibration: it is meant for the network's own values.
+    ``detection_threshold`` is the published one, 0.1 of the network's own values, as the calibration rescales it.
     """
 
     def __init__(

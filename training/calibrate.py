@@ -23,6 +23,7 @@ RADIUS = 0.15  # of the root of a person's area, as in the accuracy benchmark
 LOWEST = 0.02  # peaks below are not looked at
 KNOTS = np.array([0.1, 0.2, 0.3, 0.45, 0.65, 1.0])  # values of the network where the pieces of the curve end
 FLATTEST = 0.05  # slope of a piece: the curve rises everywhere, so no two values become one
+END_SLOPE = 0.2  # slope of the line to (1, 1) that the curve stays below: 8 bits still tell strong peaks apart
 
 
 def fit(network: HigherHRNet, photos: Iterable[Photo], input_size: int) -> Calibration:
@@ -46,7 +47,7 @@ def fit_curve(values: np.ndarray, hits: np.ndarray) -> Calibration:
     lengths = np.diff(KNOTS, prepend=0)
     passed = np.clip(values[:, None] - (KNOTS - lengths), 0, lengths)  # of each piece, by each value
     slopes = lsq_linear(passed, hits, bounds=(FLATTEST, np.inf)).x
-    heights = np.cumsum(slopes * lengths)
+    heights = np.minimum(np.cumsum(slopes * lengths), 1 - END_SLOPE * (1 - KNOTS))
     return Calibration(tuple(zip(KNOTS.tolist(), heights.round(4).tolist(), strict=True)))
 
 

@@ -1,8 +1,8 @@
 """Write a run's weights as a bundled model: `python -m training.export --data DIR --run runs/lite`.
 
-Writes `<assets>/<name>.safetensors` (fp16, the exponential moving average, with a calibration fitted on the held-out
-photos of `--data`) and `<assets>/<name>.json`, which says what the weights are. Both are written under a temporary
-name and renamed, so that a reader never sees half a file.
+Writes `<assets>/<name>.safetensors` (fp16, the exponential moving average, with their smoothing and a calibration
+fitted on the held-out photos of `--data`) and `<assets>/<name>.json`, which says what the weights are. Both are written
+under a temporary name and renamed, so that a reader never sees half a file.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from inference.calibration import Calibration
+from inference.checkpoint_files import LEAST_SMOOTHING, MOST_SMOOTHING
 from inference.network import HigherHRNet, NetworkConfig
 from training.calibrate import fit
 from training.dataset import HELD_OUT, read_shards, split
@@ -58,15 +59,17 @@ def export(
         input_size: short side in pixels at which the network is to be used
         photos_seen: training photos behind these weights, start included
         calibration: of their values
-        smoothing: of the maps, input pixels
+        smoothing: of maps and tags, input pixels
 
     Returns:
         what was written to the JSON file
 
     Raises:
-        ValueError: if weights are missing, or one is not a finite fp16 number
+        ValueError: if weights are missing, one is not a finite fp16 number, or the smoothing could not be loaded
     """
     weights = {k: v.detach().half().contiguous() for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    if smoothing and not LEAST_SMOOTHING <= smoothing <= MOST_SMOOTHING:
+        raise ValueError(f"smoothing is {smoothing}; use 0 or from {LEAST_SMOOTHING} to {MOST_SMOOTHING} input pixels.")
     wanted = {k for k in HigherHRNet(config).state_dict() if not k.endswith("num_batches_tracked")}
     if weights.keys() != wanted:
         raise ValueError(

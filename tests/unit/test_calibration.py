@@ -92,7 +92,7 @@ def test_smoothing_is_stored_with_the_weights_and_is_only_of_the_results(tmp_pat
     assert torch.equal(smooth_fine, smooth(fine, 2.0)), "the finer maps are made from what was not smoothed"
 
 
-@pytest.mark.parametrize("smoothing", ["-1", "nan", "inf", "1e9", "nonsense", "[4]"])
+@pytest.mark.parametrize("smoothing", ["-1", "1e-30", "nan", "inf", "1e9", "nonsense", "[4]"])
 def test_a_smoothing_that_makes_no_sense_is_refused(tmp_path: Path, smoothing: str) -> None:
     with pytest.raises(checkpoints.CheckpointError, match="smoothing"):
         checkpoints.load(checkpoint=rewritten(tmp_path, smoothing=smoothing))
