@@ -438,6 +438,14 @@ def test_a_calibration_rises_even_where_the_hits_do_not() -> None:
     assert (curve.apply(torch.linspace(0, 1, 200)).diff() > 0).all()
 
 
+def test_a_calibration_keeps_strong_peaks_apart() -> None:
+    values = np.linspace(0, 1, 1000)
+    curve = fit_curve(values, (values > 0.25).astype(float))
+    middle, high, highest = curve.apply(torch.tensor([0.5, 0.8, 1.0])).tolist()
+    assert 0.85 < middle < high < highest <= 1
+    assert 255 * (high - middle) > 10, "in 8 bits, too"
+
+
 # --- model card
 
 
