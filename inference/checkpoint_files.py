@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import pickle
 import re
 import threading
@@ -25,13 +24,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .calibration import Calibration
-from .network import HigherHRNet, NetworkConfig
+from .network import HigherHRNet, NetworkConfig, check_smoothing
 
 ENDINGS = (".pth.tar", ".safetensors", ".pth", ".pt")
 MAX_WIDTH = 256  # of a network that is still believed
 SETTLED_SECONDS = 2  # younger files may change again without a change of their time
 CALIBRATION, SMOOTHING = "calibration", "smoothing"  # keys in the metadata of what training/export.py writes
-LEAST_SMOOTHING, MOST_SMOOTHING = 0.1, 8  # input pixels; three times as much must be less than the smallest maps' sides
 MADE_FROM = "made_from"  # key in the metadata of a converted file: SHA-256 of the file that it was made from
 EXACT = "exact"  # and whether its values are the same
 
@@ -157,17 +155,10 @@ def calibration_of(file: CheckpointFile) -> Calibration:
 
 def smoothing_of(file: CheckpointFile) -> float:
     """The smoothing in the metadata of a safetensors file, input pixels; 0 where there is none."""
-    text = file.metadata.get(SMOOTHING, "0")
     try:
-        smoothing = float(text)
-    except ValueError:
-        smoothing = math.nan
-    if smoothing != 0 and not LEAST_SMOOTHING <= smoothing <= MOST_SMOOTHING:
-        raise CheckpointError(
-            f"The smoothing in the metadata of {file.path} is '{text}', which is neither 0 nor a number from "
-            f"{LEAST_SMOOTHING} to {MOST_SMOOTHING}; fetch the file again from where it came."
-        )
-    return smoothing
+        return check_smoothing(float(file.metadata.get(SMOOTHING, "0")))
+    except ValueError as error:
+        raise CheckpointError(f"The smoothing in the metadata of {file.path} cannot be used: {error}") from error
 
 
 def _misfits(state: dict[str, Tensor], config: NetworkConfig) -> list[str]:

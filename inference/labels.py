@@ -64,8 +64,8 @@ def see(predictor: Predictor, settings: Settings, images: Sequence[PreparedImage
         return [Seen(warp, image_maps) for warp, image_maps in zip(warps, maps, strict=True)]
     heatmaps, tags = prediction.heatmaps.cpu().numpy(), prediction.tags.cpu().numpy()
     enlarged = [None] * len(maps) if prediction.enlarged is None else prediction.enlarged.cpu().numpy()
-    thresholds = [predictor.detection_threshold] * len(maps)
-    return [Seen(*parts) for parts in zip(warps, maps, heatmaps, tags, enlarged, thresholds, strict=True)]
+    threshold = predictor.detection_threshold
+    return [Seen(*parts, threshold) for parts in zip(warps, maps, heatmaps, tags, enlarged, strict=True)]
 
 
 def find_people(seen: Seen, order: tuple[int, ...], min_score: float = 0.0) -> People:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from .calibration import Calibration
 
+LEAST_SMOOTHING, MOST_SMOOTHING = 0.1, 8  # input pixels; three times as much must be less than the smallest maps' sides
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -139,6 +141,15 @@ def _fuse_layer(channels: list[int], source: int, target: int) -> nn.Module:
         return nn.Sequential(*conv_bn(channels[source], channels[target], 1, relu=False), up)
     steps = [conv_bn(channels[source], channels[source], stride=2) for _ in range(target - source - 1)]
     return nn.Sequential(*steps, conv_bn(channels[source], channels[target], stride=2, relu=False))
+
+
+def check_smoothing(smoothing: float) -> float:
+    """The same number, input pixels; ValueError where maps cannot be smoothed by it."""
+    if smoothing != 0 and not LEAST_SMOOTHING <= smoothing <= MOST_SMOOTHING:
+        raise ValueError(
+            f"smoothing is {smoothing}; it must be 0 or from {LEAST_SMOOTHING} to {MOST_SMOOTHING} input pixels."
+        )
+    return smoothing
 
 
 def smooth(maps: Tensor, deviation: float) -> Tensor:

@@ -20,10 +20,11 @@ import numpy as np
 from pycocotools.coco import COCO
 from tqdm import tqdm
 
-from benchmarks.accuracy import keypoint_figures
+from benchmarks.accuracy import detections, keypoint_figures
 from inference import checkpoints
 from inference.joints import COCO as JOINTS
-from inference.labels import find_people, see
+from inference.labels import see
+from inference.network import check_smoothing
 from inference.predictor import Predictor
 from inference.settings import Settings
 from training.calibrate import fit
@@ -73,13 +74,10 @@ def average_precision(predictor: Predictor, photos: list[Photo]) -> dict[str, fl
     results: list[dict[str, Any]] = []
     for number, photo in enumerate(tqdm(photos, desc="photos with people", unit=" photos")):
         (seen,) = see(predictor, Settings(), [predictor.prepare(photo.image())], joints=False)
-        people = find_people(seen, JOINTS.grouping_order)
-        joints = people.joints.astype(float)
-        joints[:, :, :2] = seen.warp.to_image(joints[:, :, :2]) * original_scale(photo.record)
-        results += [
-            {"image_id": number, "category_id": 1, "keypoints": person.ravel().tolist(), "score": float(score)}
-            for person, score in zip(joints, people.scores, strict=True)
-        ]
+        scale = original_scale(photo.record)
+        for person in detections(seen, number, JOINTS.grouping_order, list(range(len(JOINTS)))):
+            joints = np.reshape(person["keypoints"], (-1, 3)) * (scale, scale, 1)
+            results.append({**person, "keypoints": joints.ravel().tolist()})
     return keypoint_figures(truth(photos), results, np.array(JOINTS.sigmas))
 
 
@@ -98,7 +96,7 @@ def measure(weights: Path, input_size: int, smoothing: float | None, held: list[
     """One choice: its name and figures. Smoothing None is that of the file."""
     model = checkpoints.load(checkpoints.CUSTOM, weights)
     if smoothing is not None:
-        model.network.smoothing = smoothing
+        model.network.smoothing = check_smoothing(smoothing)
         model.network.calibration = fit(model.network, held, input_size)
     predictor = Predictor(model.network, JOINTS.flip, input_size)
     people = [photo for photo in held if photo.record["persons"]]

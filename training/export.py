@@ -20,8 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from inference.calibration import Calibration
-from inference.checkpoint_files import LEAST_SMOOTHING, MOST_SMOOTHING
-from inference.network import HigherHRNet, NetworkConfig
+from inference.network import HigherHRNet, NetworkConfig, check_smoothing
 from training.calibrate import fit
 from training.dataset import HELD_OUT, read_shards, split
 
@@ -68,8 +67,6 @@ def export(
         ValueError: if weights are missing, one is not a finite fp16 number, or the smoothing could not be loaded
     """
     weights = {k: v.detach().half().contiguous() for k, v in state.items() if not k.endswith("num_batches_tracked")}
-    if smoothing and not LEAST_SMOOTHING <= smoothing <= MOST_SMOOTHING:
-        raise ValueError(f"smoothing is {smoothing}; use 0 or from {LEAST_SMOOTHING} to {MOST_SMOOTHING} input pixels.")
     wanted = {k for k in HigherHRNet(config).state_dict() if not k.endswith("num_batches_tracked")}
     if weights.keys() != wanted:
         raise ValueError(
@@ -82,7 +79,7 @@ def export(
     metadata = {
         "config": json.dumps(config.to_dict()),
         "calibration": json.dumps(calibration.knots),
-        "smoothing": str(smoothing),
+        "smoothing": str(check_smoothing(smoothing)),
     }
     data = save(weights, metadata)
     about = {
@@ -147,7 +144,7 @@ def main() -> None:
         state = mean(state, load_file(arguments.average), arguments.share)
     network = HigherHRNet(config).eval()
     network.load_state_dict({k: v.half().float() for k, v in state.items()}, strict=False)
-    network.smoothing = arguments.smoothing
+    network.smoothing = check_smoothing(arguments.smoothing)
     held = split(read_shards(arguments.data), **held_out)[1]
     calibration = fit(network, held, arguments.input_size)
     about = export(

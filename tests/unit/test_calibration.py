@@ -11,9 +11,8 @@ from scipy.ndimage import gaussian_filter
 
 from inference import checkpoints
 from inference.calibration import Calibration
-from inference.checkpoint_files import MOST_SMOOTHING
 from inference.labels import see
-from inference.network import smooth
+from inference.network import MOST_SMOOTHING, smooth
 from inference.predictor import Predictor
 from inference.settings import Settings
 
