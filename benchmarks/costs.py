@@ -65,10 +65,11 @@ def costs(paths: list[Path], settings: Settings) -> dict[str, float]:
 
 
 def network_seconds(name: str, image: Path) -> float:
-    """Of 1,000 images through a network alone, at its fastest; with any weights, which do not matter here."""
+    """Of 1,000 images through a network alone, at its fastest; published ones with any weights, which do not matter."""
     entry = checkpoints.find_model(name)
     assert entry.network is not None  # only custom checkpoints bring their own
-    predictor = Predictor(HigherHRNet(entry.network), entry.joint_set.flip, entry.input_size)
+    network = checkpoints.load(name).network if entry.bundled else HigherHRNet(entry.network)
+    predictor = Predictor(network, entry.joint_set.flip, entry.input_size)
     prepared = predictor.prepare(read_image(str(image)))
     return 1000 / max(rate for _, _, rate in network_rates(predictor, prepared))
 

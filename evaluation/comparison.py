@@ -43,7 +43,6 @@ class Progress:
         skipped: samples that were compared already
         failures: up to 100 (file, reason)
         seconds: since it began
-        fields: that it writes
         results: at the end, see :func:`results`
     """
 
@@ -53,7 +52,6 @@ class Progress:
     skipped: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
     seconds: float = 0.0
-    fields: tuple[str, ...] = ()
     results: dict[str, Any] = field(default_factory=dict)
 
     def summary(self) -> str:
@@ -220,7 +218,7 @@ def process(
     todo = view
     if skip_existing and dataset.has_field(status):
         todo = view.match({status: {"$ne": runs.DONE}})
-    state = Progress(total=len(todo), fields=tuple(fields))
+    state = Progress(total=len(todo))
     state.skipped = len(view) - state.total
     if other_field == FLIP:
         pairs = _flipped(todo, label_field, joints, num_readers, device)
@@ -288,7 +286,7 @@ def _paired(
         other_missing[sample_id] = f"'{other_field}': {problem}"
 
     def read(name: str, on_error: Callable[[str, str, str], None]) -> Iterator[SampleMaps]:
-        return read_maps(todo, name, joints, _people_field(todo._dataset, name), num_readers, on_error)
+        return read_maps(todo, name, joints, on_error, _people_field(todo._dataset, name), num_readers)
 
     others = read(other_field, report_other)
     other = next(others, None)

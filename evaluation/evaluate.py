@@ -287,9 +287,7 @@ class _Judge:
         """Yields after each batch that was written."""
         sources = self.sources
         updates: list[UpdateOne] = []
-        samples = read_maps(
-            todo, self.settings.label_field, sources.pairing.names, sources.fields, on_error=self._note_failure
-        )
+        samples = read_maps(todo, self.settings.label_field, sources.pairing.names, self._note_failure, sources.fields)
         for sample in samples:
             try:
                 updates.append(self._update(sample.sample_id, *self._judged(sample)))

@@ -82,7 +82,6 @@ class Progress:
         empty: of those done, how many have maps that show nothing
         failures: up to 100 (file, reason)
         seconds: since it began
-        fields: that it writes
         step: what is being done
         samples, people: how many are in the index, at the end
         duplicates: how many samples have a near duplicate, at the end
@@ -96,7 +95,6 @@ class Progress:
     empty: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
     seconds: float = 0.0
-    fields: tuple[str, ...] = ()
     step: str = "embeddings"
     samples: int = 0
     people: int = 0
@@ -233,7 +231,7 @@ def process(
     status = runs.field_name(choices.key, "status")
     view = views.whole_samples(view)
     todo = view.match({status: {"$ne": runs.DONE}}) if skip_existing else view
-    state = Progress(total=len(todo), fields=tuple(fields), brain_keys=tuple(_brain_keys(choices)))
+    state = Progress(total=len(todo), brain_keys=tuple(_brain_keys(choices)))
     state.skipped = len(view) - state.total
     yield state
     for _ in _embed(todo, choices, settings["joints"], state, num_readers):
@@ -275,7 +273,8 @@ def _embed(
     def report(sample_id: str, filepath: str, problem: str) -> None:
         failed.append((sample_id, filepath, problem))
 
-    maps = read_maps(todo, choices.label_field, joints, [keypoints] if choices.people else [], num_readers, report)
+    fields = [keypoints] if choices.people else []
+    maps = read_maps(todo, choices.label_field, joints, report, fields, num_readers)
     embedder = _Embedder(dataset, choices, joints)
     embedded = (_update(sample.sample_id, embedder.document(sample)) for sample in maps)
     more = True

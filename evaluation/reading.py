@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import zlib
 from collections import deque
@@ -26,8 +25,6 @@ BLOCK = 100  # samples asked of the database at once
 READ_AHEAD = 4  # samples per reader
 
 Report = Callable[[str, str, str], None]  # sample id, file, and a sentence that says what is wrong
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,10 +70,10 @@ def map_joints(dataset: fo.Dataset, label_field: str) -> tuple[str, ...]:
 def read_maps(
     view: fo.core.collections.SampleCollection,
     label_field: str,
-    joints: Sequence[str] | None = None,
+    joints: Sequence[str],
+    on_error: Report,
     fields: Sequence[str] = (),
     num_readers: int | None = None,
-    on_error: Report | None = None,
 ) -> Iterator[SampleMaps]:
     """Read the maps of a view's samples, in the order of ids.
 
@@ -86,24 +83,22 @@ def read_maps(
     Args:
         view: a dataset or view of images
         label_field: prefix of the heatmap fields
-        joints: whose maps; None = those of :func:`map_joints`
+        joints: whose maps
+        on_error: told of each sample that is left out because maps are missing or unreadable
         fields: other fields whose values are wanted, such as ``"metadata.width"``
         num_readers: threads that decode; None = one per core
-        on_error: told of each sample that is left out because maps are missing or unreadable; None = logged
 
     Raises:
         ValueError: at the first sample, if the label field has no maps of these joints
     """
     dataset: fo.Dataset = view._dataset
     known = map_joints(dataset, label_field)
-    joints = known if joints is None else tuple(joints)
     unknown = [joint for joint in joints if joint not in known]
     if unknown:
         raise ValueError(
             f"The label field '{label_field}' has no maps of {', '.join(unknown)}, only {', '.join(known)}."
         )
     names = {joint: runs.field_name(label_field, joint) for joint in joints}
-    report = on_error or _log
     num_readers = num_readers or os.cpu_count() or 1
     documents = _documents(view, [*names.values(), *fields])
     reading: deque[tuple[dict[str, Any], Future[NDArray[np.float32]]]] = deque()
@@ -120,15 +115,11 @@ def read_maps(
             try:
                 maps = future.result()
             except ValueError as error:
-                report(sample_id, filepath, str(error))
+                on_error(sample_id, filepath, str(error))
                 continue
             yield SampleMaps(sample_id, filepath, maps, {name: nested(document, name) for name in fields})
     finally:
         readers.shutdown(wait=True, cancel_futures=True)
-
-
-def _log(sample_id: str, filepath: str, problem: str) -> None:
-    logger.warning("%s: %s", filepath, problem)
 
 
 def _documents(view: fo.core.collections.SampleCollection, fields: Sequence[str]) -> Iterator[dict[str, Any]]:

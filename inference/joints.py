@@ -19,6 +19,11 @@ RESERVED_NAMES = frozenset({"max", "keypoints", "confidence", "num_people", "sta
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
+def spoken(joint: str) -> str:
+    """A joint's name for people: left wrist."""
+    return joint.replace("_", " ")
+
+
 @dataclass(frozen=True)
 class JointSet:
     """The joints of a pose network, in the order of its channels.

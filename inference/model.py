@@ -120,7 +120,7 @@ def load_model(name: str, model_path: str | None = None, **settings: Any) -> Pos
 
     Args:
         name: of the model
-        model_path: where FiftyOne keeps its copy of the weights; the bundled ones are read from ``assets/``
+        model_path: where FiftyOne looks for weights; not used, as the plugin fetches and checks its own
         settings: as of :class:`.settings.Settings`
 
     Raises:

@@ -162,7 +162,7 @@ def smooth(maps: Tensor, deviation: float) -> Tensor:
         maps = F.pad(maps.float(), (reach,) * 4, mode="reflect")
         for shape in ((1, 1, 1, -1), (1, 1, -1, 1)):
             maps = F.conv2d(maps, kernel.view(shape).expand(channels, -1, -1, -1), groups=channels)
-    return maps
+    return maps.contiguous(memory_format=torch.channels_last)  # as the rest of the network; padding on a GPU loses it
 
 
 class HigherHRNet(nn.Module):

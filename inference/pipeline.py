@@ -297,6 +297,8 @@ class _Stages:
             readers.shutdown(wait=True, cancel_futures=True)
             workers.shutdown(wait=True, cancel_futures=True)
             torch.set_num_threads(usual_threads)  # a worker's setting is also that of threads that begin later
+            if self.predictor.device.type == "cuda":
+                torch.cuda.empty_cache()  # an App or a worker lives on, and other processes need the memory
 
     # --- read
 

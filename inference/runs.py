@@ -161,6 +161,13 @@ def style(dataset: fo.Dataset, label_field: str, joint_set: JointSet | None, fie
     dataset.save()
 
 
+def field_colors(dataset: fo.Dataset) -> dict[str, str]:
+    """The colours of the dataset's fields, as far as somebody chose them."""
+    scheme = dataset.app_config.color_scheme
+    entries = (scheme.fields if scheme else None) or []
+    return {entry["path"]: entry["fieldColor"] for entry in entries if entry.get("fieldColor")}
+
+
 def _switch_on(dataset: fo.Dataset, label_field: str, fields: set[str]) -> None:
     shown = {field_name(label_field, "max"), field_name(label_field, "keypoints")} & fields
     active = dataset.app_config.active_fields or fo.DatasetAppConfig.default_active_fields(dataset)

@@ -216,7 +216,9 @@ def _params(matching: Matching, label_field: str) -> dict[str, Any]:
 
 
 def _run_in_app(ctx: foo.ExecutionContext, steps: Iterator[Attached], label_field: str) -> Iterator[Any]:
-    colors = forms.colors(ctx.dataset)
+    from ..inference.runs import field_colors
+
+    colors = field_colors(ctx.dataset)
     state = next(steps)
     for state in steps:
         yield ctx.ops.set_progress(

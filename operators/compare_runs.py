@@ -9,6 +9,7 @@ import fiftyone as fo
 import fiftyone.operators as foo
 import fiftyone.operators.types as types
 
+from ..inference.joints import spoken
 from ..inference.runs import FLIP
 from . import forms, reports
 
@@ -173,7 +174,7 @@ def _result(state: Progress) -> dict[str, Any]:
         "summary": state.summary(),
         "joints": [
             {
-                "joint": joint.replace("_", " "),
+                "joint": spoken(joint),
                 "distance": _share(values["distance"]),
                 "divergence": _share(values["divergence"]),
                 "samples": values["samples"],

@@ -191,6 +191,7 @@ def _label_fields(dataset: fo.Dataset) -> list[str]:
 def _joint_choices(ctx: foo.ExecutionContext, inputs: types.Object, settings: Settings) -> None:
     """A dropdown for each joint of the labels whose name does not tell which joint of the maps it is."""
     from ..evaluation import reading, skeletons
+    from ..inference.joints import spoken
 
     known = reading.map_joints(ctx.dataset, settings.label_field)
     _, named_by = _names(ctx.dataset, settings)
@@ -200,7 +201,7 @@ def _joint_choices(ctx: foo.ExecutionContext, inputs: types.Object, settings: Se
         choices = types.Dropdown()
         choices.add_choice(NOT_COMPARED, label="not compared")
         for joint in known:
-            choices.add_choice(joint, label=joint.replace("_", " "))
+            choices.add_choice(joint, label=spoken(joint))
         inputs.enum(
             f"{JOINT}{number}", choices.values(), default=NOT_COMPARED, label=f"'{name}' of the labels is", view=choices
         )

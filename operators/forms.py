@@ -67,17 +67,13 @@ def refuse(inputs: types.Object, problems: list[str]) -> None:
         refused.invalid = True
 
 
-def colors(dataset: fo.Dataset) -> dict[str, str]:
-    """The colours of the dataset's fields, as far as somebody chose them."""
-    scheme = dataset.app_config.color_scheme
-    return {entry["path"]: entry["fieldColor"] for entry in (scheme.fields if scheme else None) or []}
-
-
 def show_fields(ctx: foo.ExecutionContext, shown: list[str], colors_before: dict[str, str]) -> Iterator[Any]:
     """Make the App load what a run added, and switch fields on."""
+    from ..inference.runs import field_colors
+
     yield ctx.ops.reload_dataset()
     yield ctx.ops.set_active_fields([*ctx.active_fields, *(name for name in shown if name not in ctx.active_fields)])
-    if colors(ctx.dataset) != colors_before:
+    if field_colors(ctx.dataset) != colors_before:
         # Only this makes the App take over the dataset's colours, and only once it has loaded the dataset. Nothing
         # tells when it has.
         time.sleep(SECONDS_TO_RELOAD)

@@ -214,6 +214,8 @@ def _checkpoint_field(inputs: types.Object, description: str, required: bool = F
 
 
 def _maps_fields(ctx: foo.ExecutionContext, inputs: types.Object, joints: Sequence[str]) -> None:
+    from ..inference.joints import spoken
+
     choices = types.RadioGroup(orientation="horizontal")
     choices.add_choice("all", label="Maximum and every joint")
     choices.add_choice("max", label="Maximum only")
@@ -222,7 +224,7 @@ def _maps_fields(ctx: foo.ExecutionContext, inputs: types.Object, joints: Sequen
     if ctx.params.get("maps") == "some":
         dropdown = types.DropdownView(multiple=True)
         for joint in joints:
-            dropdown.add_choice(joint, label=joint.replace("_", " "))
+            dropdown.add_choice(joint, label=spoken(joint))
         inputs.list("joints", types.String(), default=[], required=True, label="Joints", view=dropdown)
         inputs.bool("maximum", default=True, label="Maximum", description="Also the maximum over all joints")
 

@@ -179,9 +179,11 @@ def _fetch(settings: Settings) -> Iterator[dict[str, Any]]:
 
 def run_in_app(ctx: foo.ExecutionContext) -> Iterator[Any]:
     """Run, and let the App show how far it is."""
+    from ..inference import runs
+
     for progress in _fetch(settings_of(ctx.params)):
         yield ctx.ops.set_progress(**progress)
-    colors = forms.colors(ctx.dataset)
+    colors = runs.field_colors(ctx.dataset)
     steps = _process(ctx)
     state = next(steps)
     for _ in reports.now_and_then(steps, reports.SECONDS_BETWEEN_REPORTS):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import fiftyone.operators as foo
 import fiftyone.operators.types as types
 
+from ..inference.joints import spoken
 from . import state, view
 from .state import Run
 
@@ -122,4 +123,4 @@ class Controls(foo.Panel):
             view.button(line, "next", "Next ›", self.show_joints, tip="Next joint", params={"joints": [following]})
             if len(joints) == 1:
                 number = list(run.joints).index(joints[0]) + 1
-                view.caption(line, "step", f"{state.spoken(joints[0])}, joint {number} of {len(run.joints)}")
+                view.caption(line, "step", f"{spoken(joints[0])}, joint {number} of {len(run.joints)}")

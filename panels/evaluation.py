@@ -8,6 +8,7 @@ import fiftyone as fo
 import fiftyone.operators as foo
 import fiftyone.operators.types as types
 
+from ..inference.joints import spoken
 from . import evaluation_plots as plots
 from . import finds, view
 
@@ -54,17 +55,17 @@ class EvaluationPanel(foo.Panel):
         joint, status = plots.joint_of(ctx.params["y"]), ctx.params["trace"]
         size = ctx.panel.get_state("size")
         people = f" of {size} people" if size else ""
-        self._select(ctx, f"{plots.words(joint)} {status}{people}", joint=joint, status=status, size=size)
+        self._select(ctx, f"{spoken(joint)} {status}{people}", joint=joint, status=status, size=size)
 
     def show_seen_as(self, ctx: foo.ExecutionContext) -> None:
         """A cell of the confusion of joints."""
         joint, other = plots.joint_of(ctx.params["y"]), plots.joint_of(ctx.params["x"])
-        self._select(ctx, f"{plots.words(joint)} seen as {plots.words(other)}", joint=joint, seen_as=other)
+        self._select(ctx, f"{spoken(joint)} seen as {spoken(other)}", joint=joint, seen_as=other)
 
     def show_stray(self, ctx: foo.ExecutionContext) -> None:
         """A part of a joint's bar of stray peaks."""
         joint, kind = plots.joint_of(ctx.params["y"]), ctx.params["trace"]
-        self._select(ctx, f"{kind} peaks of {plots.words(joint)}", joint=joint, kind=kind)
+        self._select(ctx, f"{kind} peaks of {spoken(joint)}", joint=joint, kind=kind)
 
     def show_reliability(self, ctx: foo.ExecutionContext) -> None:
         """A bin of peak values."""

@@ -6,9 +6,10 @@ from typing import Any
 
 import fiftyone.operators.types as types
 
+from ..evaluation.matching import STATUSES
+from ..inference.joints import spoken
 from . import view
 
-STATUSES = ("found", "shifted", "swapped", "taken", "missed")
 COLORS = {
     "found": "#2a9d8f",
     "shifted": "#e9c46a",
@@ -21,10 +22,6 @@ ROW = 19  # pixels of a joint's bar
 SCALE = [[0, "rgba(42,157,143,0)"], [0.05, "rgba(42,157,143,0.25)"], [1, "rgba(42,157,143,1)"]]
 
 Plot = tuple[list[dict[str, Any]], dict[str, Any]]
-
-
-def words(joint: str) -> str:
-    return joint.replace("_", " ")
 
 
 def joint_of(label: str) -> str:
@@ -48,7 +45,7 @@ def _layout(height: int, **more: Any) -> dict[str, Any]:
 
 def _bars(names: list[str], parts: dict[str, list[int]], title: str) -> Plot:
     """A bar for each joint, of parts with a name each."""
-    labels = [words(name) for name in names]
+    labels = [spoken(name) for name in names]
     data = [
         {
             "type": "bar",
@@ -93,7 +90,7 @@ def stray(results: dict[str, Any]) -> Plot:
 
 def confusion(results: dict[str, Any]) -> Plot:
     """Which joint's map is highest at labelled joints; the colours are shares of a row."""
-    rows = [words(name) for name in results["joints"]]
+    rows = [spoken(name) for name in results["joints"]]
     counts = [results["seen_as"][name] for name in results["joints"]]
     shares = [[count / max(sum(row), 1) for count in row] for row in counts]
     data = [

@@ -8,7 +8,8 @@ from typing import Any
 import fiftyone as fo
 from fiftyone import ViewField as F
 
-from .state import Run, spoken
+from ..inference.joints import spoken
+from .state import Run
 
 
 def known(run: Run, joint_index: int | None, joint: str | None) -> Iterator[tuple[str, str, str]]:

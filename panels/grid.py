@@ -9,6 +9,7 @@ import fiftyone as fo
 import fiftyone.operators as foo
 import fiftyone.operators.types as types
 
+from ..inference.runs import field_colors
 from . import finds, state, view
 from .controls import Controls
 from .state import Run
@@ -142,7 +143,7 @@ class HeatmapsPanel(Controls):
             view.text(body, "empty", "This dataset has no pose heatmaps yet.")
             view.button(body, "generate", "Generate pose heatmaps", GENERATE, on=True, prompt=True)
         else:
-            self.draw_controls(ctx, body, run, runs, state.field_colors(ctx.dataset))
+            self.draw_controls(ctx, body, run, runs, field_colors(ctx.dataset))
             self._draw_finds(ctx, body, run)
             self._draw_colors(body)
             self._draw_run(ctx, body, run)

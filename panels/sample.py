@@ -11,7 +11,8 @@ import numpy as np
 from bson import ObjectId
 from numpy.typing import NDArray
 
-from ..inference.runs import DONE
+from ..inference.joints import spoken
+from ..inference.runs import DONE, field_colors
 from . import overlay, state, view
 from .controls import Controls
 from .state import Run
@@ -167,7 +168,7 @@ class SampleHeatmapsPanel(Controls):
             if ctx.panel.get_state("scripted"):
                 watch = types.View(component="PoseHeatmapsSidebar", composite_view=True, on_sidebar=self.on_sidebar)
                 body.obj("watch", view=watch)
-            colors = state.field_colors(ctx.dataset)
+            colors = field_colors(ctx.dataset)
             self.draw_controls(ctx, body, run, runs, colors)
             if seen and all(peak is None for peak in seen["peaks"].values()) and not seen["maximum"]:
                 why = "" if seen["status"] in (None, DONE) else f" {seen['status']}"
@@ -223,7 +224,7 @@ class SampleHeatmapsPanel(Controls):
             "type": "bar",
             "orientation": "h",
             "x": [peaks[joint] or 0 for joint in joints],
-            "y": [state.spoken(joint) for joint in joints],
+            "y": [spoken(joint) for joint in joints],
             "text": ["no map" if peaks[joint] is None else f"{peaks[joint]:.2f}" for joint in joints],
             "textposition": "outside",
             "cliponaxis": False,
@@ -260,7 +261,7 @@ def _render_people(body: types.Object, run: Run, people: list[dict[str, Any]] | 
         return
     joints = [joint for joint in shown if run.index(joint) is not None][:3]
     grid = view.table(part, "people", f"repeat({2 + len(joints)}, max-content)", columnGap=3)
-    for number, words in enumerate(["person", "score", *map(state.spoken, joints)]):
+    for number, words in enumerate(["person", "score", *map(spoken, joints)]):
         view.caption(grid, f"head_{number}", words)
     for number, person in enumerate(people, 1):
         # labels that were attached may have fewer values than joints
@@ -299,7 +300,7 @@ def _picture(
     ctx: foo.ExecutionContext, photo: NDArray[np.uint8], document: dict[str, Any], fields: list[str], ring: bool
 ) -> str:
     """The photo with these maps, as a data URI; ``ring`` marks the peak of each."""
-    colors = state.field_colors(ctx.dataset)
+    colors = field_colors(ctx.dataset)
     found = {field: overlay.read_map(document, field) for field in fields}
     maps = [(values, colors.get(field, view.PLAIN)) for field, values in found.items() if values is not None]
     threshold = _setting(ctx, "threshold", THRESHOLD)

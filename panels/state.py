@@ -133,14 +133,3 @@ def neighbours(run: Run, shown: Sequence[str]) -> tuple[str, str]:
     first = joints.index(shown[0]) if shown else 0
     last = joints.index(shown[-1]) if shown else -1
     return joints[first - 1], joints[(last + 1) % len(joints)]
-
-
-def spoken(joint: str) -> str:
-    return joint.replace("_", " ")
-
-
-def field_colors(dataset: fo.Dataset) -> dict[str, str]:
-    """The colours of the fields, as far as the dataset says."""
-    scheme = dataset.app_config.color_scheme
-    entries = (scheme.fields if scheme else None) or []
-    return {entry["path"]: entry["fieldColor"] for entry in entries if entry.get("fieldColor")}

@@ -10,6 +10,7 @@ from typing import Any
 
 import fiftyone.operators.types as types
 
+from ..inference.joints import spoken
 from . import state
 
 ACCENT = "var(--fo-palette-primary-main)"
@@ -208,11 +209,11 @@ def joint_table(
             button(
                 line,
                 f"joint_{joint}",
-                state.spoken(joint.removeprefix(f"{side}_")),
+                spoken(joint.removeprefix(f"{side}_")),
                 on_choose,
                 on=on,
                 color=colors.get(run.joints[joint], PLAIN),
-                tip=state.spoken(joint),
+                tip=spoken(joint),
                 params={"joints": [other for other in run.joints if (other in shown) != (other == joint)]},
             )
 

@@ -204,7 +204,8 @@ def main() -> None:
             config = json.loads(file.metadata()["config"])
         state, held_out = load_file(arguments.weights), HELD_OUT
     network = HigherHRNet(NetworkConfig.from_dict(config))
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
     held = held_out_subset(split(read_shards(arguments.data), **held_out)[1], arguments.share)
     for input_size in arguments.input_size:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -76,6 +78,11 @@ def schedule(progress: float, values: list[float]) -> float:
 
 def normalise(images: Tensor) -> Tensor:
     """(B, H, W, 3) uint8 RGB to (B, 3, H, W) float32, channels-last in memory, by the ImageNet mean and deviation."""
-    mean = torch.tensor([0.485, 0.456, 0.406], device=images.device)
-    deviation = torch.tensor([0.229, 0.224, 0.225], device=images.device)
+    mean, deviation = _statistics(images.device)
     return ((images.float() / 255 - mean) / deviation).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The ImageNet mean and deviation. Kept, because copying them to a GPU waits for all that it has to do."""
+    return torch.tensor([0.485, 0.456, 0.406], device=device), torch.tensor([0.229, 0.224, 0.225], device=device)

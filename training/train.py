@@ -176,6 +176,10 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
     output.mkdir(parents=True, exist_ok=True)
     training_photos, held = split(read_shards(data), **options["held_out"])
     device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # crops have few sizes; held-out photos have many
     torch.manual_seed(options["seed"])
     config = NetworkConfig.from_dict(options["network"])
     network = HigherHRNet(config)
@@ -188,15 +192,16 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
     decayed = [p for p in network.parameters() if p.ndim > 1]
     rest = [p for p in network.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": options["weight_decay"]}, {"params": rest, "weight_decay": 0.0}]
-    optimiser = torch.optim.AdamW(groups, lr=options["learning_rate"], foreach=True)
+    optimiser = torch.optim.AdamW(groups, lr=options["learning_rate"], fused=on_gpu, foreach=not on_gpu)
     compiled = torch.compile(network, dynamic=False) if options.get("compile") else network
     ema = Ema(network, options["ema"])
     step, photos, seconds = 0, 0, 0.0
     if path.exists():
-        saved = torch.load(path, map_location=device, weights_only=True)
+        # to the CPU: AdamW reads its step numbers there, one by one
+        saved = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
-        ema.state = saved["ema"]
+        ema.state = {name: value.to(device) for name, value in saved["ema"].items()}
         step, photos, seconds = saved["step"], saved["photos"], saved["seconds"]
         if rank == 0:
             print(f"Goes on from step {step}, {photos} photos.", flush=True)
@@ -210,8 +215,8 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
             batch_size=None,
             sampler=range(step * world + rank, 1 << 40, world),
             num_workers=options["workers"],
-            pin_memory=device.type == "cuda",
-            prefetch_factor=4 if options["workers"] else None,
+            pin_memory=on_gpu,
+            prefetch_factor=2 if options["workers"] else None,
         )
     )
 
@@ -231,7 +236,8 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
     def check() -> None:
         judge.load_state_dict(ema.state, strict=False)
         begin = time.monotonic()
-        numbers = evaluate(judge, held_out_subset(held, options["check_share"]), options["check_size"])
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False):
+            numbers = evaluate(judge, held_out_subset(held, options["check_share"]), options["check_size"])
         append(output / "held_out.csv", {"step": step, "photos": photos, **numbers})
         short = {k: round(v, 3) for k, v in numbers.items()}
         print(
@@ -247,6 +253,7 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
     last = last_save = last_check = last_log = time.monotonic()
     logged_step, logged_photos, waited = step, photos, 0.0
     minutes = options.get("minutes") or math.inf
+    network.train()
     while True:
         if world > 1:  # all processes must agree on the time
             clock = torch.tensor(seconds, dtype=torch.float64, device=device)
@@ -261,7 +268,6 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
         waiting = time.monotonic()
         batch = {k: v.to(device, non_blocking=True) for k, v in next(loader).items()}
         waited += time.monotonic() - waiting
-        network.train()
         optimiser.zero_grad(set_to_none=True)
         parts = losses(compiled, batch, progress, options)
         parts["loss"].backward()
