@@ -49,6 +49,8 @@ def costs(paths: list[Path], settings: Settings) -> dict[str, float]:
         for state in steps:  # noqa: B007 (the same object each time)
             pass
         seconds = time.perf_counter() - started
+        if state.failed:
+            raise RuntimeError(f"{state.failed} images failed, so this measures nothing.")
         database = dataset.stats()["samples_bytes"] - before
         folder = Path(settings.maps_dir) if settings.maps_dir else None
         files = [path for path in folder.rglob("*") if path.is_file()] if folder else []

@@ -69,10 +69,13 @@ def start_mongod(folder: Path, port: int | None = None) -> tuple[subprocess.Pope
     deadline = time.monotonic() + 60
     while not _answers(port):
         if mongod.poll() is not None or time.monotonic() > deadline:
-            mongod.kill()
-            raise RuntimeError(f"MongoDB did not start; see {log}.")
+            break
         time.sleep(0.1)
-    return mongod, port
+    else:
+        if mongod.poll() is None:  # else the answer came from another program, which took the port first
+            return mongod, port
+    mongod.kill()
+    raise RuntimeError(f"MongoDB did not start; see {log}.")
 
 
 def connect(folder: Path, pid: int) -> int:

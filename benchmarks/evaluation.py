@@ -63,6 +63,7 @@ def main() -> None:
     figures = {
         "samples": state.done,
         "failed": state.failed,
+        "samples_per_map_file": SHARING,
         "people": results["people"],
         "labelled_joints": results["labelled_joints"],
         "seconds": round(seconds, 1),

@@ -5,8 +5,9 @@ them (SIGKILL) at random moments. Their operations are run again as a user would
 `rerun`, by the third one and two new ones. Counted when nothing is left to do, over all trials:
 
     killed      operations whose worker was killed while it worked on them
-    lost        samples that are neither done nor have an error
-    double      map files that no field refers to, and samples whose fields are not all of one run
+    lost        samples that are not done at the end
+    double      map files that no field refers to, fields whose file is not there, and samples whose fields are not all
+                of one run
     repeated    images whose maps were written, or about to be, when their worker was killed, and had to be made again,
                 and finished images that were made again nevertheless; at most the images in flight, for each kill
     unfinished  operations that did not complete
@@ -117,10 +118,10 @@ class Faults:
             self._wait({*queued, *(new for _, new in again)})
             for old, new in again:
                 result = self._result(new)
-                repeated += result.get("done", 0) + result.get("failed", 0) - killed[old]
+                repeated += max(0, result.get("done", 0) + result.get("failed", 0) - killed[old])
             finished = [*(set(queued) - set(killed)), *(new for _, new in again)]
             unfinished = sum(str(self.service.get(one).run_state) != "completed" for one in finished)
-            lost = len(dataset) - sum(runs.counts(dataset, "pose"))
+            lost = len(dataset) - runs.counts(dataset, "pose")[0]  # the photos are good: an error is a loss too
             return Trial(
                 len(killed), lost, _double(dataset, maps_dir), repeated, unfinished, time.monotonic() - started
             )
@@ -194,15 +195,15 @@ def _written(maps_dir: Path, sample_ids: list[str]) -> int:
 
 
 def _double(dataset: fo.Dataset, maps_dir: Path) -> int:
-    """Files that no field refers to, and samples whose maps are not all in one folder."""
+    """Files that no field refers to, fields without their file, and samples whose maps are not all in one folder."""
     dataset.reload()
     heatmaps = runs.heatmap_fields(dataset)
     columns = [dataset.values(f"{name}.map_path") for name in heatmaps]
     rows = list(zip(*columns, strict=True))
     referred = {path for row in rows for path in row if path}
-    unreferred = sum(str(path) not in referred for path in maps_dir.rglob("*") if path.is_file())
-    mixed = sum(len({os.path.dirname(path or "") for path in row}) != 1 for row in rows)
-    return unreferred + mixed
+    there = {str(path) for path in maps_dir.rglob("*") if path.is_file()}
+    folders = [{os.path.dirname(path or "") for path in row} for row in rows]
+    return len(there ^ referred) + sum(len(one) != 1 or "" in one for one in folders)
 
 
 def main() -> None:

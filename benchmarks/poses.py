@@ -132,11 +132,11 @@ def is_sitting(joints: Array) -> bool | None:
     return bool(np.mean(drops) < SITTING) if drops else None
 
 
-def sitting_near_sitting(vectors: list[Array], sitting: list[bool]) -> tuple[float, float]:
-    """The share of sitting people among the nearest neighbours of sitting ones, and among all."""
+def sitting_near_sitting(vectors: list[Array], sitting: list[bool], photos: list[str]) -> tuple[float, float]:
+    """The share of sitting people among the nearest neighbours of sitting ones in other photos, and among all."""
     matrix, sits = np.array(vectors), np.array(sitting)
     similarity = matrix @ matrix.T
-    np.fill_diagonal(similarity, -1)
+    similarity[np.equal.outer(photos, photos)] = -1  # people at one table, and one person found twice
     nearest = np.argsort(-similarity, axis=1)[:, :NEIGHBORS]
     return float(sits[nearest[sits]].mean()), float(sits.mean())
 
@@ -161,13 +161,13 @@ def overlap(one: Array, other: Array) -> float:
     return common / max(float((one[2:] - one[:2]).prod() + (other[2:] - other[:2]).prod()) - common, 1e-9)
 
 
-def people_found(dataset: fo.Dataset, annotations: COCO) -> tuple[list[Array], list[bool]]:
-    """Embeddings of the people found in the photos that are labelled ones, and whether they sit."""
+def people_found(dataset: fo.Dataset, annotations: COCO) -> tuple[list[Array], list[bool], list[str]]:
+    """Embeddings of the people found in the photos that are labelled ones, whether they sit, and their photos."""
     known: dict[str, list[Array]] = {}
     for name, joints, _ in labelled(annotations):
         known.setdefault(name, []).append(joints)
     sizes = {record["file_name"]: (record["width"], record["height"]) for record in annotations.imgs.values()}
-    vectors, sitting = [], []
+    vectors, sitting, photos = [], [], []
     for sample in dataset.match({"kind": "photo"}):
         for person in sample[f"{KEY}_people"].detections:
             x, y, w, h = person.bounding_box
@@ -177,7 +177,8 @@ def people_found(dataset: fo.Dataset, annotations: COCO) -> tuple[list[Array], l
             if sits is not None:
                 vectors.append(person.embedding)
                 sitting.append(sits)
-    return vectors, sitting
+                photos.append(sample.photo)
+    return vectors, sitting, photos
 
 
 def drawn(joints: Array) -> NDArray[np.float32]:
@@ -191,20 +192,23 @@ def drawn(joints: Array) -> NDArray[np.float32]:
 
 
 def sitting_figures(dataset: fo.Dataset, annotations: COCO) -> dict[str, float]:
-    sitting, base = sitting_near_sitting(*people_found(dataset, annotations))
+    found = people_found(dataset, annotations)
+    sitting, base = sitting_near_sitting(*found)
     order = JOINTS.flip
-    vectors, truth = [], []
-    for _, joints, area in labelled(annotations):
+    vectors, truth, photos = [], [], []
+    for name, joints, area in labelled(annotations):
         sits = is_sitting(joints)
         if sits is not None and area >= DRAWN_AREA and (joints[:, 2] > 0).sum() >= DRAWN_JOINTS:
             vector = embedding(drawn(joints), order)
             assert vector is not None
             vectors.append(vector)
             truth.append(sits)
-    drawn_sitting, drawn_base = sitting_near_sitting(vectors, truth)
+            photos.append(name)
+    drawn_sitting, drawn_base = sitting_near_sitting(vectors, truth, photos)
     return {
         "sitting": sitting,
         "sitting_base": base,
+        "sitting_people": sum(found[1]),
         "sitting_drawn": drawn_sitting,
         "sitting_drawn_base": drawn_base,
     }

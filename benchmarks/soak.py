@@ -19,7 +19,7 @@ import fiftyone as fo
 import numpy as np
 import psutil
 
-from inference import pipeline
+from inference import pipeline, runs
 from inference.settings import Settings
 
 from .photos import write_cuttings
@@ -60,6 +60,8 @@ def main() -> None:
                         f"{row[0]:7,} samples  {row[1] / 1e6:7.1f} MB  {row[2]:4} files  {row[3]:3} threads", flush=True
                     )
             seconds = time.monotonic() - started
+            if runs.counts(dataset, "pose") != (arguments.count, 0):
+                raise RuntimeError("Some samples are not done, so this measures nothing.")
         finally:
             dataset.delete()
     samples_done, resident, files, threads = map(np.array, zip(*rows, strict=True))

@@ -116,5 +116,5 @@ def data_dir() -> Path:
         pytest.skip("DATA_DIR is not set: it names the folder with val/ and person_free/ that this test measures on")
     folder = Path(os.environ["DATA_DIR"])
     if not folder.is_dir():
-        pytest.skip(f"DATA_DIR={folder} does not exist")
+        pytest.fail(f"DATA_DIR={folder} does not exist")
     return folder

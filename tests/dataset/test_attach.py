@@ -317,6 +317,26 @@ def test_fields_of_another_type_and_runs_of_the_network_are_refused(
         attach(made, str(folder), "net")
 
 
+def test_generate_asks_before_it_replaces_attached_maps_and_leaves_their_files(
+    attach, dataset: Callable, photos: Path, folder: Path
+):
+    made = dataset([photos / "rocket.jpg"])
+    save(folder / "rocket.png")
+    np.save(folder / "rocket_nose.npy", np.eye(4))
+    attach(made, str(folder), joint_pattern="{stem}_{joint}.npy", range=(0, 1))
+    before = contents(folder)
+    generate = foo.get_operator("@pose-heatmaps/higherhrnet/generate_heatmaps")
+    for existing in (None, "append"):
+        with pytest.raises(ValueError, match="were attached or adopted"):
+            generate(made, input_size=64, existing=existing, maps_dir=str(folder.parent / "net"))
+    assert made.first().pose_max.map_path == str(folder / "rocket.png")
+
+    generate(made, input_size=64, existing="replace", maps_dir=str(folder.parent / "net"))
+    made.reload()
+    assert made.first().pose_max.map_path.startswith(str(folder.parent / "net"))
+    assert contents(folder) == before
+
+
 # --- queued, and from the App
 
 

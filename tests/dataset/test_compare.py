@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import fiftyone as fo
 import fiftyone.operators as foo
 import numpy as np
@@ -11,7 +12,9 @@ from fiftyone.operators.delegated import DelegatedOperationService
 from fiftyone.operators.executor import ExecutionContext, Executor
 
 from evaluation import comparison, records
-from inference import pipeline, runs
+from inference import mirrored, pipeline, runs
+from inference.images import read_image
+from inference.joints import COCO
 
 URI = "@pose-heatmaps/higherhrnet/compare_runs"
 JOINTS = ("nose", "left_wrist", "right_wrist")
@@ -198,6 +201,21 @@ def test_flip_compares_left_with_left(compare, posed: fo.Dataset):
     sample = astronaut.first()
     assert sample.pose_vs_flip_distance_left_shoulder < 0.3
     assert sample.pose_vs_flip_distance_right_shoulder < 0.3
+
+
+def test_the_mirrored_maps_are_those_of_the_mirrored_photo_without_flip_test(posed: fo.Dataset, photos: Path):
+    record = runs.read_record(posed, "pose")
+    record.settings["flip"] = True
+    predictor, joint_set = mirrored.load(record, "cpu")
+    assert not predictor.flip_test
+    path = str(photos / "astronaut.jpg")  # square, so that its map has no padding
+    (seen,) = mirrored.look([("1", path)], predictor, joint_set, COCO.joints)
+
+    image = np.ascontiguousarray(read_image(path)[:, ::-1])
+    turned = predictor.predict([predictor.prepare(image)]).heatmaps[0].flip(2).numpy().clip(0, 1)
+    turned = np.stack([cv2.resize(values, seen.mirrored.shape[:0:-1]) for values in turned])
+    right, wrong = (np.abs(seen.mirrored - maps).mean() for maps in (turned[list(COCO.flip)], turned))
+    assert right < wrong / 4
 
 
 def test_flip_leaves_out_a_damaged_image(compare, posed: fo.Dataset, tmp_path: Path):

@@ -88,10 +88,11 @@ def test_joints_people_and_samples_say_what_became_of_them(operator, made: fo.Da
     assert (state.total, state.done, state.failed) == (COUNT, COUNT, 0)
     person = made.first().people.keypoints[0]
     labelled = ~np.isnan(np.array(person.points)[:, 0])
-    wrist = COCO.joints.index("left_wrist")
-    if labelled[wrist]:
-        assert person.eval_status[wrist] == "swapped"
-        assert person.eval_seen_as[wrist] == "right_wrist"
+    limbs = [k for k, joint in enumerate(COCO.joints) if joint.endswith(("elbow", "wrist", "knee", "ankle"))]
+    both = [k for k in limbs if labelled[k] and labelled[COCO.flip[k]]]  # `made` has exchanged these
+    assert both
+    for k in both:
+        assert (person.eval_status[k], person.eval_seen_as[k]) == ("swapped", COCO.joints[COCO.flip[k]])
     for joint in np.flatnonzero(~labelled):
         assert person.eval_status[joint] == person.eval_seen_as[joint] == "unlabelled"
     assert made.values("eval_worst") == ["swapped"] + [None] * (COUNT - 1)

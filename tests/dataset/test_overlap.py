@@ -117,7 +117,7 @@ def test_finished_samples_are_skipped_in_a_view_that_hides_the_fields(dataset: C
 def test_nobody_enters_while_the_record_is_changed_however_long_that_takes(
     dataset: Callable, photos: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(recording, "LEASE", 1)
+    monkeypatch.setattr(recording, "LEASE", 3)
     made = dataset([photos / "rocket.jpg"])
     order = []
 
@@ -128,7 +128,7 @@ def test_nobody_enters_while_the_record_is_changed_however_long_that_takes(
     other = threading.Thread(target=enter)
     with recording._one_at_a_time(made):
         other.start()
-        time.sleep(3)
+        time.sleep(7)
         order.append("left")
     other.join(timeout=20)
     assert order == ["left", "entered"]

@@ -317,6 +317,43 @@ def test_a_folder_that_goes_away_stops_the_run_and_the_rest_follows_later(
     assert files_in(maps_dir) == {Path(path) for path in made.values("pose_max.map_path")}
 
 
+def test_an_interrupted_run_leaves_whole_samples_and_the_rest_follows_later(
+    dataset: Callable, photos: Path, tmp_path: Path
+):
+    made = dataset([photos / "rocket.jpg"] * 40)
+    settings = pipeline.Settings(maps=("max",), maps_dir=str(tmp_path), input_size=64, batch_size=1)
+    steps = pipeline.process(made, settings)
+    while next(steps).done < 3:
+        pass
+    with pytest.raises(KeyboardInterrupt):
+        steps.throw(KeyboardInterrupt())
+    done, failed = runs.counts(made, "pose")
+    assert 3 <= done < 40
+    assert failed == 0
+    assert files_in(tmp_path) == {Path(path) for path in made.values("pose_max.map_path") if path}
+
+    assert run(made, tmp_path).skipped == done
+    assert made.count_values("pose_status") == {"done": 40}
+
+
+def test_the_database_hears_of_maps_when_their_files_are_whole(
+    dataset: Callable, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write, seen = pipeline.bulk_write, []
+
+    def look_first(made: fo.Dataset, updates: list) -> None:
+        for update in updates:
+            values = update._doc["$set"].values()
+            paths = [value["map_path"] for value in values if isinstance(value, dict) and value.get("map_path")]
+            assert all(read(path) is not None for path in paths)
+            seen.append(len(paths))
+        write(made, updates)
+
+    monkeypatch.setattr(pipeline, "bulk_write", look_first)
+    assert run(dataset(photos), tmp_path, maps=("max", "joints")).done == 6
+    assert [count for count in seen if count] == [18] * 6
+
+
 def test_samples_that_a_run_changed_have_a_new_modification_time(dataset: Callable, photos: Path, tmp_path: Path):
     made = dataset(photos)
     before = made.values("last_modified_at")
@@ -330,7 +367,7 @@ def test_memory_does_not_grow_with_the_dataset(dataset: Callable, tmp_path: Path
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "tiny.png"), image)
     made = dataset([tmp_path / "tiny.png"] * 600)
-    settings = pipeline.Settings(maps_dir=str(tmp_path / "maps"), input_size=64)
+    settings = pipeline.Settings(maps_dir=str(tmp_path / "maps"), input_size=128)  # 400 samples have 39 MB of maps
     resident = {}
     for state in pipeline.process(made, settings):
         if state.done >= 200 * (len(resident) + 1):

@@ -28,8 +28,8 @@ def ask(folder: Path, program: subprocess.Popen) -> str:
     return subprocess.check_output([sys.executable, script, str(folder), str(program.pid)], text=True).strip()
 
 
-def has_photos(address: str) -> bool:
-    with pymongo.MongoClient(address, serverSelectionTimeoutMS=2_000) as client:
+def has_photos(address: str, patience: int = 30_000) -> bool:
+    with pymongo.MongoClient(address, serverSelectionTimeoutMS=patience) as client:
         return client.test.photos.count_documents({}) == 1
 
 
@@ -55,7 +55,7 @@ def test_one_server_for_all_programs_until_the_last_has_ended(tmp_path: Path, pr
     while (tmp_path / "port").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     with pytest.raises(ServerSelectionTimeoutError):
-        has_photos(address)
+        has_photos(address, 2_000)
 
     third = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     programs.append(third)

@@ -14,9 +14,11 @@ from benchmarks.database import find_mongod, start_mongod
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 COUNT = 60
 
-# What `fiftyone delegated launch` does, once, with a line for each batch. Arguments: photo, maps folder, patience.
+# What `fiftyone delegated launch` does, once; after five batches it waits for a line. Arguments: photo, maps folder,
+# patience.
 WORKER = f"""
 import sys
+import threading
 import fiftyone as fo
 import fiftyone.operators as foo
 from fiftyone.operators.delegated import DelegatedOperationService
@@ -24,10 +26,14 @@ photo, maps_dir, patience = sys.argv[1:]
 operator = foo.get_operator("@pose-heatmaps/higherhrnet/generate_heatmaps")
 from fiftyone.plugins.orgs.pose_heatmaps.higherhrnet.inference import pipeline, views
 views.PATIENCE = int(patience)
-write = pipeline.bulk_write
+write, gate, written = pipeline.bulk_write, threading.Lock(), []
 def report(dataset, updates):
+    with gate:
+        written.append(updates)
+        if len(written) == 6:
+            print("wrote five", flush=True)
+            sys.stdin.readline()
     write(dataset, updates)
-    print("wrote", flush=True)
 pipeline.bulk_write = report
 if fo.dataset_exists("photos"):
     dataset = fo.load_dataset("photos")
@@ -72,24 +78,25 @@ def start_worker(server: list, photos: Path, maps_dir: Path, patience: int) -> s
     return subprocess.Popen(
         [sys.executable, "-c", WORKER, str(photos / "rocket.jpg"), str(maps_dir), str(patience)],
         env=environment,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def wait_for_writes(worker: subprocess.Popen, count: int) -> None:
-    for line in worker.stdout:
-        count -= line == "wrote\n"
-        if not count:
-            return
-    pytest.fail("the run ended before its database was stopped")
+def stop_database_within(worker: subprocess.Popen, server: list) -> None:
+    """Stop the database between two batches of a run."""
+    if "wrote five\n" not in worker.stdout:
+        pytest.fail("the run ended before its database was stopped")
+    stop(server)
+    worker.stdin.write("go on\n")
+    worker.stdin.flush()
 
 
 def test_a_run_goes_on_when_its_database_is_back(server: list, photos: Path, tmp_path: Path):
     worker = start_worker(server, photos, tmp_path / "maps", 120)
-    wait_for_writes(worker, 5)
-    stop(server)
+    stop_database_within(worker, server)
     time.sleep(3)
     restart(server, tmp_path)
     output, _ = worker.communicate(timeout=200)
@@ -101,8 +108,7 @@ def test_a_run_goes_on_when_its_database_is_back(server: list, photos: Path, tmp
 
 def test_a_run_whose_database_stays_away_says_so_and_resumes(server: list, photos: Path, tmp_path: Path):
     worker = start_worker(server, photos, tmp_path / "maps", 2)
-    wait_for_writes(worker, 5)
-    stop(server)
+    stop_database_within(worker, server)
     output, _ = worker.communicate(timeout=200)
     assert "could not be reached for 2 seconds. Start the database and run again: finished samples are kept" in output
 

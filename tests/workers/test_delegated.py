@@ -1,6 +1,7 @@
 """Runs that FiftyOne's own workers take from the queue."""
 
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -84,14 +85,18 @@ def test_two_workers_share_the_shards_and_what_a_killed_one_had_is_run_again(dat
     service = DelegatedOperationService()
     try:
         deadline = time.monotonic() + 200
-        while not (made.count_values("pose_status").get("done", 0) and running_operation(logs[0])):
+        while True:  # stopped while the test looks, so that it cannot end its operation in between
+            workers[0].send_signal(signal.SIGSTOP)
+            killed = running_operation(logs[0])
+            running = killed and str(service.get(ObjectId(killed)).run_state) == "running"
+            if running and made.count_values("pose_status").get("done", 0):
+                break
+            workers[0].send_signal(signal.SIGCONT)
             assert time.monotonic() < deadline, logs[0].read_text()
             time.sleep(0.02)
         workers[0].kill()
         workers[0].wait()
-        killed = running_operation(logs[0])
 
-        assert killed is not None
         assert str(service.get(ObjectId(killed)).run_state) == "running", "FiftyOne does not know that it was killed"
         done = runs.counts(made, "pose")[0]
         assert 0 < done < count, "fields are there while the run goes on"
