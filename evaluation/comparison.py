@@ -232,7 +232,7 @@ def process(
     pairs = itertools.islice(pairs, state.total)
     compared = ((_update(pair, key, joints, fields), pair.filepath, pair.problem) for pair in pairs)
     while batch := list(itertools.islice(compared, BATCH)):
-        views.bulk_write(dataset, [update for update, _, _ in batch])
+        records.write(dataset, key, [update for update, _, _ in batch])
         failures = [(filepath, problem) for _, filepath, problem in batch if problem]
         state.done += len(batch) - len(failures)
         state.failed += len(failures)
@@ -256,7 +256,7 @@ def results(dataset: fo.Dataset, key: str, joints: Sequence[str]) -> dict[str, A
     names = ["", *joints]
     paths = [[runs.field_name(key, "_".join(filter(None, (m, n)))) for m in ("distance", "divergence")] for n in names]
     asked = [stage for pair in paths for stage in (fo.Count(pair[0]), fo.Mean(pair[0]), fo.Mean(pair[1]))]
-    answers = dataset.aggregate(asked)
+    answers = views.all_samples(dataset).aggregate(asked)
     table = {
         name: dict(zip(("samples", "distance", "divergence"), answers[3 * index : 3 * index + 3], strict=True))
         for index, name in enumerate(names)

@@ -303,7 +303,7 @@ class _Judge:
 
     def _write(self, updates: list[UpdateOne]) -> None:
         failed, self._failed = self._failed, []
-        views.bulk_write(self.dataset, updates + failed)
+        records.write(self.dataset, self.settings.key, updates + failed)
 
     def _note_failure(self, sample_id: str, filepath: str, problem: str) -> None:
         self.state.failed += 1

@@ -282,7 +282,7 @@ def _embed(
         batch = list(itertools.islice(embedded, BATCH))
         more = len(batch) == BATCH
         missing = [_update(sample_id, embedder.nothing(problem)) for sample_id, _, problem in failed]
-        views.bulk_write(dataset, batch + missing)
+        records.write(dataset, choices.key, batch + missing)
         state.done += len(batch)
         state.empty = embedder.empty
         state.failed += len(failed)
@@ -352,18 +352,19 @@ def _use_brain(dataset: fo.Dataset, choices: Choices, state: Progress) -> Genera
     """Yields what was done."""
     key, embeddings = choices.key, runs.field_name(choices.key, "embedding")
     people = runs.field_name(key, "people")
-    samples = dataset.match({embeddings: {"$ne": None}})
+    everything = views.all_samples(dataset)
+    samples = everything.match({embeddings: {"$ne": None}})
     state.samples = len(samples)
-    state.people = dataset.count(f"{people}.detections") if choices.people else 0
+    state.people = everything.count(f"{people}.detections") if choices.people else 0
     if state.samples:
         yield from _index(samples, choices, state)
     if state.people:
         similar = {"patches_field": people, "embeddings": "embedding"}
-        of_people = fob.compute_similarity(dataset, brain_key=f"{key}_people", backend=choices.backend, **similar)
+        of_people = fob.compute_similarity(everything, brain_key=f"{key}_people", backend=choices.backend, **similar)
         yield "similarity of people"
         if choices.visualization and state.people > 2:
             fob.compute_visualization(
-                dataset,
+                everything,
                 patches_field=people,
                 similarity_index=of_people,
                 method=choices.visualization,

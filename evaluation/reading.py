@@ -184,12 +184,12 @@ def _values(label: dict[str, Any]) -> NDArray:
 
 
 def _scaled(values: NDArray, limits: Sequence[float] | None) -> NDArray[np.float32]:
-    """By the range, or by what the App takes it to be where there is none."""
+    """By the range, or by what the App takes it to be where there is none; NaN is 0."""
     if values.ndim != 2:
         raise ValueError(f"A map of it has {values.ndim} dimensions; maps have 2.")
     low, high = limits or ((0, 1) if np.issubdtype(values.dtype, np.floating) else (0, 255))
     scaled = (values.astype(np.float32) - low) / (high - low or 1)
-    return scaled.clip(0, 1)
+    return np.nan_to_num(scaled).clip(0, 1)
 
 
 def _resized(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:

@@ -5,15 +5,18 @@ An evaluation is known by its key: all that it writes starts with ``<key>_``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import fiftyone as fo
+from fiftyone.core.odm import get_db_conn
+from pymongo import UpdateOne
 
-from .inference import runs
+from .inference import runs, views
 
 METHOD = "pose-heatmaps-evaluation"  # tells these records from other FiftyOne runs
+DELETED = "deleted"  # the kind of a record whose fields are being deleted
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,20 @@ def load_results(dataset: fo.Dataset, key: str) -> dict[str, Any] | None:
     return None if loaded is None else loaded.results
 
 
+def write(dataset: fo.Dataset, key: str, updates: Sequence[UpdateOne]) -> None:
+    """Write to samples, as long as the evaluation is there.
+
+    Raises:
+        RuntimeError: if it was deleted meanwhile; what was written is taken back then
+    """
+    views.bulk_write(dataset, updates)
+    # Asked for every batch: FiftyOne would load the dataset anew.
+    where = {"_dataset_id": dataset._doc.id, "key": key, "config.record.kind": {"$ne": DELETED}}
+    if not views.patiently(lambda: get_db_conn()["runs"].count_documents(where, limit=1)):
+        views.take_back(dataset, updates)
+        raise RuntimeError(f"'{key}' was deleted meanwhile, so this stopped. Start it again if it is still wanted.")
+
+
 def delete(dataset: fo.Dataset, key: str) -> list[str]:
     """Delete all that an evaluation wrote, and its record.
 
@@ -95,6 +112,7 @@ def delete(dataset: fo.Dataset, key: str) -> list[str]:
     if record is None:
         known = ", ".join(list_records(dataset)) or "there are none"
         raise ValueError(f"'{key}' is not the key of an evaluation of pose heatmaps ({known}).")
+    save_record(dataset, replace(record, kind=DELETED))  # whoever still writes sees it, and takes it back
     for brain_key in set(record.brain_keys) & set(dataset.list_brain_runs()):
         dataset.delete_brain_run(brain_key)
     present = [name for name in (*record.fields, *record.attributes) if dataset.has_field(name)]

@@ -9,7 +9,7 @@ import fiftyone as fo
 import numpy as np
 from numpy.typing import NDArray
 
-from .inference import joints, runs
+from .inference import joints, runs, views
 
 BY_SKELETON = "its skeleton"  # where the names of joints come from
 
@@ -35,7 +35,8 @@ def label_names(
         return tuple(skeleton.labels), BY_SKELETON
     if annotated:
         return tuple(annotated), "the annotations"
-    first = dataset.match({f"{field}.keypoints.0": {"$exists": True}}).limit(1).values(f"{field}.keypoints.points")
+    samples = views.all_samples(dataset)
+    first = samples.match({f"{field}.keypoints.0": {"$exists": True}}).limit(1).values(f"{field}.keypoints.points")
     count = len(first[0][0]) if first else 0
     run = runs.read_record(dataset, label_field)
     if run and count and count == len(run.joints):

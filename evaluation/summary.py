@@ -49,7 +49,7 @@ def summarise(dataset: fo.Dataset, key: str, sources: Sources) -> dict[str, Any]
 def _documents(dataset: fo.Dataset, key: str, sources: Sources) -> Iterator[tuple[str, dict[str, Any]]]:
     """File and fields of each sample that is done."""
     fields = [*sources.fields, *(runs.field_name(key, name) for name in ("stray_peaks", "worst"))]
-    done = dataset.match({runs.field_name(key, "status"): runs.DONE})
+    done = views.all_samples(dataset).match({runs.field_name(key, "status"): runs.DONE})
     pages = views.pages(done)
     while block := list(islice(pages, BLOCK)):
         query = {"_id": {"$in": [ObjectId(sample_id) for sample_id, _ in block]}}
@@ -233,4 +233,4 @@ def select(
         conditions.append({f"{key}_stray_peaks.keypoints": {"$elemMatch": peak}})
     if worst:
         conditions.append({f"{key}_worst": worst})
-    return dataset.match({"$and": conditions}).sort_by(f"{key}_mistakes", reverse=True)
+    return views.all_samples(dataset).match({"$and": conditions}).sort_by(f"{key}_mistakes", reverse=True)

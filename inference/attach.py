@@ -29,7 +29,7 @@ from pymongo import UpdateOne
 from . import runs
 from .file_index import ARRAY, MATCHES, MAX_LISTED, Index, Matching, patterns
 from .map_files import MapWriter, check_writable
-from .views import bulk_write, pages, target_problem
+from .views import bulk_write, pages, take_back, target_problem
 
 BATCH = 200  # samples written at once
 
@@ -134,6 +134,12 @@ def process(
                 for (sample_id, image, _), labels in zip(work, values, strict=True)
             ]
             bulk_write(dataset, updates)
+            if not runs.is_current(record):
+                take_back(dataset, updates)
+                if writer:
+                    for sample_id, _ in batch:
+                        writer.remove(sample_id)
+                raise RuntimeError(runs.gone(label_field))
             state.seen += len(batch)
             state.seconds = time.monotonic() - started
             yield state
@@ -165,6 +171,8 @@ def problems(view: fo.core.collections.SampleCollection, matching: Matching, lab
         unwritable = check_writable(runs.default_maps_dir(view._dataset))
         found += [unwritable] if unwritable else []
     record = runs.read_record(view._dataset, label_field)
+    if record is None and label_field in view._dataset.list_runs():
+        found.append(runs.taken_problem(label_field))
     if record and not record.adopted:
         found.append(
             f"'{label_field}' holds the maps of a run of '{record.settings.get('model')}'. Choose another label field, "
@@ -185,7 +193,7 @@ def _open_record(dataset: fo.Dataset, label_field: str, matching: Matching, fiel
         fields=(*(old.fields if old else ()), *fields),
         run_id=old.run_id if old and own else None,
         # of converted maps; the originals are only referred to
-        maps_dir=old.maps_dir if old and own else runs.default_maps_dir(dataset),
+        maps_dir=(old.maps_dir if old and own else None) or runs.default_maps_dir(dataset),
         source=str(Path(matching.maps_dir).expanduser().absolute()),
         pattern=matching.pattern,
         joint_pattern=matching.joint_pattern,
@@ -271,11 +279,13 @@ def _update(
     """What to write for a sample; counts it in the state."""
     status = runs.field_name(record.label_field, "status")
     values: dict[str, Any]
+    others: set[str] = set()
     if isinstance(labels, str):
         state.failed += 1
         if len(state.failures) < MAX_LISTED:
             state.failures.append((image, labels))
-        values = {**dict.fromkeys(record.fields), status: labels}
+        values = {**dict.fromkeys(state.fields), status: labels}
+        others = {*record.fields} - {*values}
     elif labels:
         state.done += 1
         state.files += len(labels)
@@ -287,4 +297,7 @@ def _update(
         # A sample that has maps from another folder keeps them, and its status.
         values = {status: f"No map of this image was found in {record.settings['source']}."}
     which = {"_id": ObjectId(sample_id)} if labels else {"_id": ObjectId(sample_id), status: {"$ne": runs.DONE}}
-    return UpdateOne(which, {"$set": {**values, "last_modified_at": datetime.now(UTC)}})
+    update: dict[str, Any] = {"$set": {**values, "last_modified_at": datetime.now(UTC)}}
+    if others:  # not null: where they have left the schema, FiftyOne could not load the sample any more
+        update["$unset"] = dict.fromkeys(others, "")
+    return UpdateOne(which, update)

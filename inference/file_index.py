@@ -14,7 +14,7 @@ from pathlib import Path
 import fiftyone as fo
 
 from .joints import JOINT_SETS, RESERVED_NAMES
-from .views import pages
+from .views import all_samples, pages
 
 IMAGES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 ARRAY = ".npy"
@@ -255,7 +255,7 @@ class Index:
 def common_dir(view: fo.core.collections.SampleCollection) -> str:
     """The folder that all files of the view's dataset have in common."""
     # What the first and the last in alphabetical order have in common is common to all; FiftyOne has an index of them.
-    samples = view._dataset
+    samples = all_samples(view._dataset)
     ends = [samples.sort_by("filepath", reverse=last).limit(1).values("filepath") for last in (False, True)]
     return os.path.commonpath([os.path.dirname(path) for paths in ends for path in paths] or [os.sep])
 

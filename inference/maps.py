@@ -19,6 +19,7 @@ from .predictor import Prediction
 
 RESOLUTIONS = ("network", "image")
 DTYPES = ("uint8", "float32")
+VALUES_AT_ONCE = 32_000_000  # of maps at the size of the image
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def make_maps(
             if prediction.enlarged is not None
             else F.interpolate(source, size=(height, width), mode="bilinear", align_corners=False)
         )
+        each = zip(source.split(1), warps, sizes, strict=True)
+        return [_in_parts(one, warp, size, dtype, floor, joints) for one, warp, size in each]
     values, inside = _resample(source, warps, sizes)
     maximum = (values.amax(dim=1) * inside).clamp_(min=0)  # B, h, w
     confidence = maximum.flatten(1).amax(dim=1).tolist()
@@ -82,6 +85,26 @@ def make_maps(
         )
         for index, (width, height) in enumerate(sizes)
     ]
+
+
+def _in_parts(heatmaps: Tensor, warp: Warp, size: tuple[int, int], dtype: str, floor: float, joints: bool) -> ImageMaps:
+    """The maps of one image, a few channels at a time: all those of a photo of 12 megapixels are 800 MB as floats."""
+    count = max(1, VALUES_AT_ONCE // (size[0] * size[1]))
+    highest, parts = None, []
+    for channels in heatmaps.split(count, dim=1):
+        values, _ = _resample(channels, [warp], [size])
+        of_these = values[0].amax(dim=0)
+        highest = of_these if highest is None else torch.maximum(highest, of_these)
+        if joints:
+            parts.append(_quantise(values[0], dtype, floor).cpu().numpy())
+    assert highest is not None
+    maximum = highest.clamp_(min=0)
+    confidence = float(maximum.amax())
+    return ImageMaps(
+        joints=np.concatenate(parts) if joints else None,
+        maximum=_quantise(maximum, dtype, floor).cpu().numpy(),
+        confidence=confidence,
+    )
 
 
 def _resample(heatmaps: Tensor, warps: Sequence[Warp], sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:

@@ -369,8 +369,8 @@ class _Stages:
 
     def _write(self, items: list[_Item], seen: list[labels.Seen], failed: list[_Failure]) -> list[_Outcome]:
         """Files first, then one bulk write, also of samples that failed before."""
-        if not recording.is_current(self.record):
-            raise RuntimeError(recording.gone(self.settings.label_field))
+        if not runs.is_current(self.record):
+            raise RuntimeError(runs.gone(self.settings.label_field))
         outcomes = [_Outcome(filepath, reason) for _, filepath, reason in failed]
         updates = [self._update(sample_id, self._nothing(sample_id, reason)) for sample_id, _, reason in failed]
         for item, image in zip(items, seen, strict=True):
@@ -381,8 +381,8 @@ class _Stages:
             except ValueError as error:  # what the network gave cannot be used
                 problem = str(error)
             except OSError as error:
-                if not recording.is_current(self.record):  # its folder goes with it
-                    raise RuntimeError(recording.gone(self.settings.label_field)) from error
+                if not runs.is_current(self.record):  # its folder goes with it
+                    raise RuntimeError(runs.gone(self.settings.label_field)) from error
                 if error.errno in (*FULL, *UNWRITABLE):
                     way_out = "Make room" if error.errno in FULL else "Make the folder writable"
                     raise OSError(
@@ -399,9 +399,9 @@ class _Stages:
             bulk_write(self.dataset, updates)
         except ValueError:  # as FiftyOne says that one of the samples would be too large with what else it holds
             outcomes = [self._write_one(*parts) for parts in zip(outcomes, updates, strict=True)]
-        if not recording.is_current(self.record):  # replaced or deleted between the look above and the update
+        if not runs.is_current(self.record):  # replaced or deleted between the look above and the update
             self._take_back([*(sample_id for sample_id, _, _ in failed), *(item.sample_id for item in items)])
-            raise RuntimeError(recording.gone(self.settings.label_field))
+            raise RuntimeError(runs.gone(self.settings.label_field))
         return outcomes
 
     def _write_one(self, outcome: _Outcome, update: UpdateOne) -> _Outcome:
@@ -430,12 +430,12 @@ class _Stages:
     def _update(self, sample_id: str, values: dict[str, Any]) -> UpdateOne:
         prefix = f"{self.settings.label_field}_"
         done = values["status"] == runs.DONE  # then maps of joints that this call does not make stay
-        cleared = dict.fromkeys((*self.state.fields, *self.record.replaced) if done else self.record.fields)
+        others = {*(self.record.replaced if done else self.record.fields)} - {*self.state.fields}
         written = {prefix + name: value for name, value in values.items()}
-        return UpdateOne(
-            {"_id": ObjectId(sample_id)},
-            {"$set": {**cleared, **written, "last_modified_at": datetime.now(UTC)}},
-        )
+        update = {"$set": {**dict.fromkeys(self.state.fields), **written, "last_modified_at": datetime.now(UTC)}}
+        if others:  # not null: where they have left the schema, FiftyOne could not load the sample any more
+            update["$unset"] = dict.fromkeys(others, "")
+        return UpdateOne({"_id": ObjectId(sample_id)}, update)
 
     def _take_failures(self) -> list[_Failure]:
         failed, self._failed = self._failed, []

@@ -28,7 +28,7 @@ from .checkpoints import ModelEntry, find_model
 from .joints import JointSet
 from .map_files import delete_maps
 from .settings import Settings, find_maps
-from .views import patiently
+from .views import all_samples, patiently
 
 LOCKS = "pose_heatmaps_locks"  # a collection of the database
 LEASE = 60  # seconds after which the lock of a process that was killed is nobody's
@@ -43,6 +43,8 @@ def fields_of(settings: Settings, joint_set: JointSet) -> dict[str, type]:
 def change_problem(dataset: fo.Dataset, settings: Settings, sha256: str | None, existing: str | None) -> str | None:
     """Why the maps of a label field cannot just be continued; without a hash, as far as the settings can tell."""
     old = runs.read_record(dataset, settings.label_field)
+    if old is None and settings.label_field in dataset.list_runs():
+        return runs.taken_problem(settings.label_field)
     if existing == "replace":
         return None
     if old is None:
@@ -69,8 +71,9 @@ def change_problem(dataset: fo.Dataset, settings: Settings, sha256: str | None, 
 def _unknown_maps(dataset: fo.Dataset, settings: Settings) -> str | None:
     """Maps that no run is known for must not be taken for this one's, nor be lost by it."""
     joint_set = find_model(settings.model, settings.checkpoint).joint_set
-    there = sorted({*fields_of(settings, joint_set)} & {*runs.heatmap_fields(dataset)})
-    if not there or not dataset.match({"$or": [{name: {"$ne": None}} for name in there]}).limit(1).count():
+    there = {*fields_of(settings, joint_set)} & {*runs.heatmap_fields(dataset)}
+    conditions = [{name: {"$ne": None}} for name in sorted(there)]
+    if not conditions or not all_samples(dataset).match({"$or": conditions}).limit(1).count():
         return None
     return (
         f"'{settings.label_field}' has maps that no run is known for, as apply_model() makes them. Choose another "
@@ -161,7 +164,7 @@ def _earlier_folders(old: runs.Record, record: runs.Record) -> tuple[str, ...]:
 def _undo_done(dataset: fo.Dataset, label_field: str) -> None:
     """What was done with the old settings is to be done again; its maps stay until then."""
     status = runs.field_name(label_field, "status")
-    dataset.match({status: runs.DONE}).set_field(status, None).save(status)
+    all_samples(dataset).match({status: runs.DONE}).set_field(status, None).save(status)
 
 
 def close_record(dataset: fo.Dataset, label_field: str) -> None:
@@ -169,12 +172,13 @@ def close_record(dataset: fo.Dataset, label_field: str) -> None:
     record = runs.read_record(dataset, label_field)
     if record is None:
         return
-    heatmaps = [name for name in record.fields if name in runs.heatmap_fields(dataset)]
-    names = {name.removeprefix(f"{label_field}_") for name in heatmaps}
+    heatmaps = runs.heatmap_fields(dataset)  # all: a field of the run may have been cloned or renamed
+    names = {name.removeprefix(f"{label_field}_") for name in record.fields}
     dropped = []
     for folder in record.previous:
         inside = {"$regex": "^" + re.escape(str(Path(folder)) + os.sep)}
-        if not dataset.match({"$or": [{f"{name}.map_path": inside} for name in heatmaps]}).limit(1).count():
+        conditions: list[dict[str, Any]] = [{f"{name}.map_path": inside} for name in heatmaps]
+        if not all_samples(dataset).match({"$or": conditions or [{"_id": None}]}).limit(1).count():
             for _ in delete_maps(Path(folder), names):
                 pass
             dropped.append(folder)
@@ -184,8 +188,9 @@ def close_record(dataset: fo.Dataset, label_field: str) -> None:
         if latest is None or latest.run_id != record.run_id:
             return
         kept = tuple(folder for folder in latest.previous if folder not in dropped)
-        unused = [name for name in latest.replaced if not kept and not dataset.count(name)]
-        present = [name for name in unused if dataset.has_field(name)]
+        samples, gone = all_samples(dataset), [name for name in latest.replaced if not dataset.has_field(name)]
+        unused = [name for name in latest.replaced if not kept and (name in gone or not samples.count(name))]
+        present = [name for name in unused if name not in gone]
         if present:
             dataset.delete_sample_fields(present)
         fields, replaced = (
@@ -200,22 +205,7 @@ def expect(dataset: fo.Dataset, label_field: str, run_id: str | None) -> None:
     """Raises ValueError where a label field no longer holds the run that a shard is a part of."""
     record = runs.read_record(dataset, label_field)
     if run_id and (record is None or record.run_id != run_id):
-        raise ValueError(gone(label_field))
-
-
-def is_current(record: runs.Record) -> bool:
-    """Whether the label field still holds this run: it may be replaced or deleted while a process works on it."""
-    # Asked for every batch: FiftyOne would load the dataset anew.
-    where = {"_dataset_id": ObjectId(record.dataset_id), "key": record.label_field, "config.run_id": record.run_id}
-    return patiently(lambda: get_db_conn()["runs"].count_documents(where, limit=1)) > 0
-
-
-def gone(label_field: str) -> str:
-    """What is told to a process whose run was replaced or deleted by another one."""
-    return (
-        f"The run of '{label_field}' that this one belongs to was replaced or deleted meanwhile, so it stopped. "
-        "Start it again if its maps are still wanted."
-    )
+        raise ValueError(runs.gone(label_field))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import fiftyone as fo
 
 from . import runs
 from .file_index import ARRAY
-from .views import patiently
+from .views import all_samples, patiently
 
 SAMPLES_LOOKED_AT = 50
 
@@ -36,9 +36,10 @@ def problems(dataset: fo.Dataset, label_field: str, maps_dir: str | Path) -> lis
     if not Path(new).is_dir():
         return [f"There is no folder {new}. Move the maps there first, then relocate them."]
     maps = _maps(dataset, record)
-    if not any(dataset.match(_inside(maps, folder)).limit(1).count() for folder in (old, new)):
+    samples = all_samples(dataset)
+    if not any(samples.match(_inside(maps, folder)).limit(1).count() for folder in (old, new)):
         return [f"No sample has maps of '{label_field}' below {old}; there is nothing to relocate."]
-    somewhere = dataset.match(_inside(maps, old)).take(SAMPLES_LOOKED_AT, seed=51)
+    somewhere = samples.match(_inside(maps, old)).take(SAMPLES_LOOKED_AT, seed=51)
     columns = somewhere.values([f"{name}.map_path" for name in maps])
     moved = [new + path[len(old) :] for column in columns for path in column if path and path.startswith(old + os.sep)]
     missing = [path for path in moved if not Path(path).is_file()]

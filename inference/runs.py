@@ -15,10 +15,11 @@ from typing import Any
 
 import fiftyone as fo
 from bson import ObjectId
-from fiftyone.core.odm import create_field
+from fiftyone.core.odm import create_field, get_db_conn
 
 from .joints import JOINT_SETS, JointSet
 from .map_files import delete_maps, run_folder
+from .views import all_samples, patiently
 
 MAX_COLOR = "#39ff14"  # stands out on skin, clothes, sky and grass alike, which red does not
 KEYPOINTS_COLOR = "#ff4fd8"  # and on the maximum map
@@ -221,12 +222,32 @@ def save_record(dataset: fo.Dataset, record: Record) -> None:
     """
     key = record.label_field
     if key in dataset.list_runs() and read_record(dataset, key) is None:
-        raise ValueError(f"The dataset has another run with the key '{key}'; choose another label field.")
+        raise ValueError(taken_problem(key))
     config = dataset.init_run(made_by=METHOD, **plain(asdict(record)))
     if key in dataset.list_runs():
         dataset.update_run_config(key, config)
     else:
         dataset.register_run(key, config)
+
+
+def is_current(record: Record) -> bool:
+    """Whether the label field still holds this run: it may be replaced or deleted while a process works on it."""
+    # Asked for every batch: FiftyOne would load the dataset anew.
+    where = {"_dataset_id": ObjectId(record.dataset_id), "key": record.label_field, "config.run_id": record.run_id}
+    return patiently(lambda: get_db_conn()["runs"].count_documents(where, limit=1)) > 0
+
+
+def gone(label_field: str) -> str:
+    """What is told to a process whose run was replaced or deleted by another one."""
+    return (
+        f"The run of '{label_field}' that this one belongs to was replaced or deleted meanwhile, so it stopped. "
+        "Start it again if its maps are still wanted."
+    )
+
+
+def taken_problem(key: str) -> str:
+    """Why a label field cannot be the key of a run: something else's run has it."""
+    return f"The dataset has another run with the key '{key}'; choose another label field."
 
 
 def plain(value: Any) -> Any:
@@ -359,7 +380,7 @@ def extent(dataset: fo.Dataset, record: Record) -> Extent:
     fields = tuple(name for name in record.fields if name in dataset.get_field_schema())
     maps = sorted({*fields} & {*heatmap_fields(dataset)})
     any_map: list[dict[str, Any]] = [{name: {"$ne": None}} for name in maps]
-    with_maps = dataset.match({"$or": any_map or [{"_id": None}]})
+    with_maps = all_samples(dataset).match({"$or": any_map or [{"_id": None}]})
     samples = len(with_maps)
     folders = run_folders(dataset, record)
     inside = tuple(str(folder) + os.sep for folder in folders)

@@ -79,7 +79,7 @@ def split(view: fo.core.collections.SampleCollection, count: int, written: Itera
         ValueError: if the samples of the view have to be written down and are too many
     """
     view = view.view()
-    slices, filters = _stages(view)
+    _, filters = _stages(view)
     if all(isinstance(stage, STAGES_PER_SAMPLE) for stage in filters) and not _mentioned(filters, written):
         bounds = {"first": {"$min": "$_id"}, "last": {"$max": "$_id"}}
         ranges = view._aggregate(
@@ -96,7 +96,8 @@ def split(view: fo.core.collections.SampleCollection, count: int, written: Itera
             "limits, skips, takes or shuffles samples, or filters by what the run writes. Tag them first, "
             "view.tag_samples('todo'), and run on dataset.match_tags('todo')."
         )
-    base = _from_stages(view, slices)
+    chosen = [stage for stage in view._stages if isinstance(stage, fo.SelectGroupSlices)]
+    base = _from_stages(view, chosen[-1:])  # ids alone would be of a grouped dataset
     count = min(count, len(ids))
     cuts = [len(ids) * part // count for part in range(count + 1)] if count else []
     return [Shard(base.select(ids[start:stop])) for start, stop in itertools.pairwise(cuts)]

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import fiftyone as fo
 from bson import ObjectId
@@ -44,6 +44,11 @@ def target_problem(view: fo.core.collections.SampleCollection) -> str | None:
     if not len(view.limit(1)):
         return "There is no sample in this view. Clear its filters, or choose another view."
     return None
+
+
+def all_samples(dataset: fo.Dataset) -> fo.DatasetView:
+    """All samples of a dataset: of a grouped one ``dataset.match()``, ``count()`` and so on see the active slice."""
+    return dataset.select_group_slices(_allow_mixed=True) if dataset.media_type == "group" else dataset.view()
 
 
 def whole_samples(view: fo.core.collections.SampleCollection) -> fo.DatasetView:
@@ -91,6 +96,18 @@ def bulk_write(dataset: fo.Dataset, updates: Sequence[UpdateOne]) -> None:
     if updates:
         ids = [str(update._filter["_id"]) for update in updates]
         patiently(lambda: dataset._bulk_write(list(updates), ids=ids))
+
+
+def take_back(dataset: fo.Dataset, updates: Sequence[UpdateOne]) -> None:
+    """Unset what updates have set: fields that have left the schema keep FiftyOne from loading a sample."""
+    undo = []
+    for update in updates:
+        document = cast(dict[str, dict[str, Any]], update._doc)
+        names = [name for name in document["$set"] if name != "last_modified_at"]
+        undo.append(
+            UpdateOne(update._filter, {"$unset": dict.fromkeys(names, "")}, array_filters=update._array_filters)
+        )
+    bulk_write(dataset, undo)
 
 
 def patiently(call: Callable[[], T]) -> T:

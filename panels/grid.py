@@ -129,8 +129,10 @@ class HeatmapsPanel(Controls):
         key = json.dumps([run.maps[0], finds.stages(request.get("view")), *asked], default=str)
         counted = ctx.panel.get_state("counted") or {}
         if anew or counted.get("key") != key:
-            total, done = ctx.view.aggregate([fo.Count(), fo.Count(run.maps[0])])
-            ctx.panel.set_state("counted", {"key": key, "total": total, "done": done})
+            # views of patches, and those that hide the maps, know no field of them
+            there = ctx.view.has_field(run.maps[0])
+            total, *done = ctx.view.aggregate([fo.Count(), *([fo.Count(run.maps[0])] if there else [])])
+            ctx.panel.set_state("counted", {"key": key, "total": total, "done": done[0] if there else None})
 
     # --- what it looks like
 
@@ -181,7 +183,7 @@ class HeatmapsPanel(Controls):
         part = view.section(body, "about", "Run")
         view.text(part, "title_of_run", f"{run.label_field}: {run.title}")
         counted = ctx.panel.get_state("counted")
-        if counted:
+        if counted and counted["done"] is not None:
             total, done = counted["total"], counted["done"]
             view.text(part, "counted", f"{done:,} of {total:,} samples in this view have its maps.")
             if done < total:

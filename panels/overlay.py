@@ -24,7 +24,8 @@ def read_photo(path: str) -> NDArray[np.uint8] | None:
         return None
     scale = min(1.0, LONG_SIDE / max(photo.shape[:2]))
     if scale < 1:
-        photo = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        height, width = (max(1, round(side * scale)) for side in photo.shape[:2])
+        photo = cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA)
     return photo.astype(np.uint8)
 
 

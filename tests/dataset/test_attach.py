@@ -12,7 +12,9 @@ import pytest
 from fiftyone.operators.delegated import DelegatedOperationService
 from fiftyone.operators.executor import ExecutionContext, Executor
 
+from inference import attach as attaching
 from inference import runs
+from inference.file_index import Matching
 from inference.joints import COCO
 
 URI = "@pose-heatmaps/higherhrnet/attach_heatmaps"
@@ -335,6 +337,32 @@ def test_generate_asks_before_it_replaces_attached_maps_and_leaves_their_files(
     made.reload()
     assert made.first().pose_max.map_path.startswith(str(folder.parent / "net"))
     assert contents(folder) == before
+
+
+def test_arrays_join_a_run_that_was_adopted(attach, dataset: Callable, photos: Path, folder: Path):
+    made = dataset([photos / "rocket.jpg"])
+    made.set_values("pose_max", [fo.Heatmap(map=np.zeros((4, 4), np.uint8))])
+    runs.adopt(made, "pose")
+    np.save(folder / "rocket_nose.npy", np.eye(4))
+    attach(made, str(folder), joint_pattern="{stem}_{joint}.npy", range=(0, 1))
+    path = made.first().pose_nose.map_path
+    assert path.startswith(runs.default_maps_dir(made))
+    assert Path(path).is_file()
+    foo.get_operator("@pose-heatmaps/higherhrnet/delete_heatmaps")(made, "pose")
+    assert not Path(path).exists()
+
+
+def test_what_is_attached_while_its_run_is_deleted_is_taken_back(attach, dataset: Callable, photos: Path, folder: Path):
+    made = dataset([photos / "rocket.jpg"])
+    np.save(folder / "rocket.npy", np.eye(4))
+    steps = attaching.process(made, Matching(str(folder), pattern="{stem}.npy", range=(0, 1)), "pose")
+    next(steps)
+    foo.get_operator("@pose-heatmaps/higherhrnet/delete_heatmaps")(made, "pose")
+    with pytest.raises(RuntimeError, match="deleted meanwhile"):
+        list(steps)
+    assert_untouched(made)
+    assert [name for name in made.first().to_mongo_dict() if name.startswith("pose")] == []
+    assert not [*Path(runs.default_maps_dir(made)).rglob("*.png")]
 
 
 # --- queued, and from the App

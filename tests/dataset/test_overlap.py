@@ -60,6 +60,68 @@ def test_a_run_that_is_deleted_meanwhile_stops_and_leaves_nothing(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_samples_can_be_loaded_after_a_field_of_the_run_left_the_schema(
+    dataset: Callable, photos: Path, tmp_path: Path
+):
+    made = dataset([photos / "rocket.jpg"] * 3)
+    pipeline.run(made, settings(tmp_path, "max", "nose", "left_eye"), progress=False)
+    made.delete_sample_field("pose_left_eye")
+    assert pipeline.run(made, settings(tmp_path, "max"), existing="replace", progress=False).done == 3
+    made.reload()
+    assert [sample.pose_status for sample in made] == ["done"] * 3
+    assert not made.has_field("pose_nose")
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"max.png"}
+
+    Path(tmp_path / "damaged.jpg").write_bytes(b"no image")
+    made.add_samples([fo.Sample(filepath=str(tmp_path / "damaged.jpg"))], progress=False)
+    pipeline.run(made, settings(tmp_path, "nose"), existing="append", progress=False)
+    made.delete_sample_field("pose_nose")
+    pipeline.run(made, settings(tmp_path, "max"), existing="append", progress=False)
+    assert "is not an image" in [sample.pose_status for sample in made][-1]
+
+
+def test_shards_that_replace_a_run_write_no_field_that_another_one_has_removed(
+    dataset: Callable, photos: Path, tmp_path: Path
+):
+    made = dataset([photos / "rocket.jpg"] * 4)
+    pipeline.run(made.limit(2), settings(tmp_path, "max", "nose"), progress=False)
+    slow = pipeline.process(made.skip(2), settings(tmp_path, "max"), existing="replace")
+    next(slow)
+    pipeline.run(made.limit(2), settings(tmp_path, "max"), progress=False)  # removes the field
+    made.reload()
+    assert not made.has_field("pose_nose")
+    finish(slow)
+    made.reload()
+    assert [sample.pose_status for sample in made] == ["done"] * 4
+
+
+def test_files_that_a_cloned_field_shows_outlive_their_run(dataset: Callable, photos: Path, tmp_path: Path):
+    made = dataset([photos / "rocket.jpg"] * 2)
+    pipeline.run(made, settings(tmp_path), progress=False)
+    made.clone_sample_field("pose_max", "before")
+    pipeline.run(made, settings(tmp_path, flip=True), existing="replace", progress=False)
+    made.reload()
+    before, after = made.values(["before.map_path", "pose_max.map_path"])
+    assert not {*before} & {*after}
+    assert all(Path(path).is_file() for path in (*before, *after))
+
+
+@pytest.mark.parametrize("existing", [None, "replace"])
+def test_the_key_of_another_run_is_refused_before_anything_is_written(
+    dataset: Callable, photos: Path, tmp_path: Path, existing: str | None
+):
+    made = dataset([photos / "rocket.jpg"])
+    made.set_values("eval_status", ["done"])
+    made.register_run("eval", made.init_run(something="else"))
+    with pytest.raises(ValueError, match="another run with the key 'eval'; choose another label field"):
+        pipeline.run(made, settings(tmp_path, label_field="eval"), existing=existing, progress=False)
+    with pytest.raises(ValueError, match="another run with the key 'eval'; choose another label field"):
+        foo.get_operator("@pose-heatmaps/higherhrnet/attach_heatmaps")(made, str(photos), "eval", progress=False)
+    made.reload()
+    assert made.values("eval_status") == ["done"]
+    assert not made.has_field("eval_max")
+
+
 def test_maps_without_a_run_are_neither_taken_over_nor_lost(dataset: Callable, photos: Path, tmp_path: Path):
     made = dataset([photos / "rocket.jpg"] * 2)
     made.set_values("pose_max", [fo.Heatmap(map=np.full((4, 4), 9, np.uint8)) for _ in range(2)])

@@ -2,11 +2,12 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
 import fiftyone as fo
 import fiftyone.operators as foo
 import fiftyone.operators.types as types
@@ -33,6 +34,29 @@ def test_people_with_fewer_values_than_joints_are_drawn(sample_panel: ModuleType
     drawn = str(types.Property(body).to_json())
     assert "0.70" in drawn
     assert drawn.count("not found") == 3
+
+
+def test_a_photo_of_a_few_pixels_width_is_drawn(sample_panel: ModuleType, tmp_path: Path):
+    assert cv2.imwrite(str(tmp_path / "narrow.png"), np.zeros((4000, 2, 3), np.uint8))
+    assert sample_panel.overlay.read_photo(str(tmp_path / "narrow.png")).shape == (900, 1, 3)
+
+
+def test_the_grid_panel_stands_views_that_have_no_maps(dataset: Callable, photos: Path):
+    made = dataset(photos)
+    made.set_values("pose_max", [fo.Heatmap(map=np.zeros((4, 4), np.uint8))] * 6)
+    runs.adopt(made, "pose")
+    people = [fo.Detections(detections=[fo.Detection(bounding_box=[0, 0, 1, 1])]) for _ in range(6)]
+    made.set_values("people", people)
+    panel = foo.get_operator("@pose-heatmaps/higherhrnet/pose_heatmaps")
+    views = {"all": made.view(), "hidden": made.select_fields("people"), "patches": made.to_patches("people")}
+    counted = {}
+    for name, view in views.items():
+        params = {"panel_id": "panel", "panel_state": {}}
+        request = {"dataset_name": made.name, "view": view._serialize(), "params": params, "active_fields": []}
+        ctx = ExecutionContext(request_params=request, executor=Executor())
+        panel.on_load(ctx)
+        counted[name] = "6 of 6 samples in this view have its maps" in str(panel.render(ctx).to_json())
+    assert counted == {"all": True, "hidden": False, "patches": False}
 
 
 # --- the evaluation

@@ -137,6 +137,13 @@ def test_maps_of_several_sizes_get_the_largest(dataset: Callable, photos: Path):
     assert maps[0].max() > 0.5
 
 
+def test_values_that_are_no_numbers_are_nothing(dataset: Callable, photos: Path):
+    made = dataset(list(photos.iterdir())[:1])
+    made.set_values("pose_nose", [fo.Heatmap(map=np.array([[np.nan, 0.5]]))])
+    (read,) = reading.read_maps(made, "pose", ["nose"], unexpected)
+    assert read.maps.tolist() == [[[0, 0.5]]]
+
+
 def test_more_samples_than_a_page_are_read_once_each(dataset: Callable):
     made = dataset([f"/nowhere/{number}.jpg" for number in range(2 * reading.BLOCK + 7)])
     made.set_values("pose_nose", [fo.Heatmap(map=values_of(0))] * len(made))

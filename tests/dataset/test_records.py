@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import fiftyone as fo
 import pytest
+from bson import ObjectId
+from pymongo import UpdateOne
 
 from evaluation import records
 
@@ -48,3 +50,18 @@ def test_keys_that_would_overwrite_something_are_refused(dataset: Callable):
         assert words in str(records.check_key(made, key, [f"{key}_recall"]))
     records.save_record(made, records.Record("eval", "ground truth", ("eval_recall",)))
     assert records.check_key(made, "eval", ["eval_recall"]) is None
+
+
+def test_what_is_written_while_an_evaluation_is_deleted_is_taken_back(dataset: Callable):
+    made = dataset(["/nowhere/1.jpg", "/nowhere/2.jpg"])
+    records.save_record(made, records.Record("eval", "ground truth", ("eval_recall",)))
+    made.add_sample_field("eval_recall", fo.FloatField)
+    updates = [UpdateOne({"_id": ObjectId(name)}, {"$set": {"eval_recall": 0.5}}) for name in made.values("id")]
+    records.write(made, "eval", updates)
+    assert made.values("eval_recall") == [0.5, 0.5]
+
+    records.delete(made, "eval")
+    with pytest.raises(RuntimeError, match="'eval' was deleted meanwhile"):
+        records.write(made, "eval", updates)
+    assert [sample.filepath for sample in made] == ["/nowhere/1.jpg", "/nowhere/2.jpg"]
+    assert not any("eval_recall" in sample.to_mongo_dict() for sample in made)

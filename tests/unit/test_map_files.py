@@ -125,9 +125,7 @@ def test_a_writer_that_begins_while_the_last_one_ends_finds_its_folder(tmp_path:
     assert met
 
 
-def test_folders_that_cannot_be_written_to_are_named_before_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_folders_that_cannot_be_written_to_are_named_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert check_writable(tmp_path / "not" / "there" / "yet") is None
     assert not (tmp_path / "not").exists()
     (tmp_path / "file").touch()

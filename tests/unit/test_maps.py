@@ -7,6 +7,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+import inference.maps
 from inference.geometry import Warp, warp_for
 from inference.maps import make_maps, map_wh
 from inference.predictor import Prediction
@@ -198,3 +199,18 @@ def test_image_maps_of_several_scales_come_from_their_own_aggregate() -> None:
     prediction = predicted(half_of_input(warp, joints=2, value=0.25), enlarged)
     assert np.unique(make_maps(prediction, [warp], "image")[0].maximum).tolist() == [191]
     assert np.unique(make_maps(prediction, [warp], "network")[0].maximum).tolist() == [64]
+
+
+def test_maps_at_the_size_of_the_image_do_not_depend_on_how_many_are_made_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    warps = [warp_for(size, 128) for size in ((200, 150), (200, 149))]
+    prediction = predicted(torch.rand(2, 5, warps[0].input_wh[1] // 2, warps[0].input_wh[0] // 2) * 1.2 - 0.1)
+    whole = make_maps(prediction, warps, "image")
+    monkeypatch.setattr(inference.maps, "VALUES_AT_ONCE", 2 * 200 * 150)
+    parts = make_maps(prediction, warps, "image")
+    for one, other in zip(whole, parts, strict=True):
+        assert np.array_equal(one.joints, other.joints)
+        assert np.array_equal(one.maximum, other.maximum)
+        assert one.confidence == other.confidence
+    assert make_maps(prediction, warps, "image", joints=False)[0].joints is None
