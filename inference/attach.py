@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import cv2
 import fiftyone as fo
@@ -261,8 +262,10 @@ def convert(path: str, values_range: tuple[float, float]) -> NDArray[np.uint8]:
     """
     try:
         values = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, BadZipFile) as error:
         raise ValueError(f"{path} cannot be read as a NumPy array ({error}).") from error
+    if not isinstance(values, np.ndarray):
+        raise ValueError(f"{path} is an archive of several arrays. Save the map of each joint to a file of its own.")
     if values.ndim != 2 or values.dtype.kind not in "biuf" or not values.size:
         raise ValueError(
             f"{path} holds an array of {values.dtype} with the shape {values.shape}; a map has two dimensions and real "

@@ -263,7 +263,8 @@ def new_run_id() -> str:
 
 def default_maps_dir(dataset: fo.Dataset) -> str:
     """The root of a dataset's map files where nobody chose another."""
-    return str(Path(fo.config.default_dataset_dir) / "pose-heatmaps" / dataset.name)
+    name = dataset.name.replace("/", "-").replace("\\", "-")  # FiftyOne allows them, also as the first character
+    return str(Path(fo.config.default_dataset_dir) / "pose-heatmaps" / name)
 
 
 def dataset_id(dataset: fo.Dataset) -> str:

@@ -339,6 +339,18 @@ def test_generate_asks_before_it_replaces_attached_maps_and_leaves_their_files(
     assert contents(folder) == before
 
 
+def test_an_archive_that_is_named_as_an_array_costs_its_sample_only(
+    attach, dataset: Callable, photos: Path, folder: Path
+):
+    made = dataset([photos / "camera.png", photos / "rocket.jpg"])
+    np.save(folder / "camera.npy", np.eye(4))
+    with (folder / "rocket.npy").open("wb") as file:
+        np.savez(file, np.eye(4))
+    state = attach(made, str(folder), pattern="{stem}.npy", range=(0, 1), progress=False)
+    assert (state.done, state.failed) == (1, 1)
+    assert "archive of several arrays" in [sample.pose_status for sample in made][1]
+
+
 def test_arrays_join_a_run_that_was_adopted(attach, dataset: Callable, photos: Path, folder: Path):
     made = dataset([photos / "rocket.jpg"])
     made.set_values("pose_max", [fo.Heatmap(map=np.zeros((4, 4), np.uint8))])

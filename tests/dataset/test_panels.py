@@ -59,6 +59,30 @@ def test_the_grid_panel_stands_views_that_have_no_maps(dataset: Callable, photos
     assert counted == {"all": True, "hidden": False, "patches": False}
 
 
+def test_finds_come_in_the_order_that_they_promise(dataset: Callable):
+    made = dataset([f"/nowhere/{number}.jpg" for number in range(4)])
+    made.set_values("pose_max", [fo.Heatmap(map=np.zeros((4, 4), np.uint8)) for _ in range(4)])
+    made.set_values("pose_num_people", [1, 0, 3, 2])
+    made.set_values("pose_confidence", [0.9, 0.1, 0.4, 0.6])
+    values = [[[0.5, 0.2]], [], [[0.5, 0.9], [0.5, 0.7]], [[0.5, float("nan")]]]  # of nose and wrist, by person
+    people = [
+        fo.Keypoints(keypoints=[fo.Keypoint(points=[(0.5, 0.5)] * 2, confidence=person) for person in them])
+        for them in values
+    ]
+    made.set_values("pose_keypoints", people)
+    runs.adopt(made, "pose")
+    panels = sys.modules[type(foo.get_operator("@pose-heatmaps/higherhrnet/pose_heatmaps")).__module__]
+    run = panels.state.find_runs(made)["pose"]
+
+    def found(name: str) -> list[int]:
+        return [int(Path(path).stem) for path in panels.finds.find(made.view(), run, name, 1).values("filepath")]
+
+    assert found("nobody") == [1]
+    assert found("crowd") == [2, 3, 0]
+    assert found("unsure") == [2, 3, 0]
+    assert found("weakest") == [3, 0, 2]
+
+
 # --- the evaluation
 
 

@@ -14,7 +14,7 @@ import fiftyone as fo
 import numpy as np
 import pytest
 
-from inference import checkpoints, pipeline, runs, views
+from inference import checkpoints, estimates, pipeline, runs, views
 from inference.joints import COCO
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -352,6 +352,25 @@ def test_the_database_hears_of_maps_when_their_files_are_whole(
     monkeypatch.setattr(pipeline, "bulk_write", look_first)
     assert run(dataset(photos), tmp_path, maps=("max", "joints")).done == 6
     assert [count for count in seen if count] == [18] * 6
+
+
+@pytest.mark.parametrize("name", ["/absolute", "a/b", "back\\slash"])
+def test_maps_stay_below_their_folder_whatever_a_dataset_is_called(name: str):
+    made = fo.Dataset(f"{name}-{uuid.uuid4().hex[:8]}")
+    try:
+        folder = Path(runs.default_maps_dir(made))
+        assert folder.parent == Path(fo.config.default_dataset_dir) / "pose-heatmaps"
+    finally:
+        made.delete()
+
+
+def test_the_size_that_a_run_will_have_is_estimated(photos_run: tuple[fo.Dataset, Path]):
+    made, maps_dir = photos_run
+    settings = pipeline.Settings(maps_dir=str(maps_dir), input_size=128)
+    sizes = [read(sample.filepath).shape[1::-1] for sample in made]
+    real = sum(path.stat().st_blocks * 512 for path in files_in(maps_dir)) / len(made)
+    assert 0.5 < estimates.bytes_per_image(settings, len(MAPS), sizes) / real < 2
+    assert 0 < estimates.seconds_per_image(settings) < 60
 
 
 def test_samples_that_a_run_changed_have_a_new_modification_time(dataset: Callable, photos: Path, tmp_path: Path):
