@@ -225,14 +225,15 @@ def process(
     else:
         pairs = _paired(todo, label_field, other_field, joints, num_readers)
     runs.declare(dataset, fields)
-    records.save_record(dataset, records.Record(key, KIND, tuple(fields), settings=settings))
+    record = records.Record(key, KIND, tuple(fields), settings=settings)
+    records.save_record(dataset, record)
     yield state
     # Never more than was counted: a view that filters by what this writes changes while it is read. A batch keeps what
     # is written, not the maps.
     pairs = itertools.islice(pairs, state.total)
     compared = ((_update(pair, key, joints, fields), pair.filepath, pair.problem) for pair in pairs)
     while batch := list(itertools.islice(compared, BATCH)):
-        records.write(dataset, key, [update for update, _, _ in batch])
+        records.write(dataset, record, [update for update, _, _ in batch])
         failures = [(filepath, problem) for _, filepath, problem in batch if problem]
         state.done += len(batch) - len(failures)
         state.failed += len(failures)

@@ -240,14 +240,14 @@ def process(
     sources = find_sources(dataset, settings, read_annotations(settings))
     if _changes(dataset, settings, sources):
         records.delete(dataset, settings.key)
-    _declare(dataset, settings, sources)
+    record = _declare(dataset, settings, sources)
     status = runs.field_name(settings.key, "status")
     view = views.whole_samples(view)
     todo = view.match({status: {"$ne": runs.DONE}}) if skip_existing else view
     state = Progress(total=len(todo))
     state.skipped = len(view) - state.total
     yield state
-    judging = _Judge(dataset, settings, sources, state)
+    judging = _Judge(dataset, settings, sources, state, record)
     for _ in judging.work_through(todo):
         state.seconds = time.monotonic() - started
         yield state
@@ -258,7 +258,7 @@ def process(
     yield state
 
 
-def _declare(dataset: fo.Dataset, settings: Settings, sources: Sources) -> None:
+def _declare(dataset: fo.Dataset, settings: Settings, sources: Sources) -> records.Record:
     """Make the record and the fields; the record first, so that fields are always known to be an evaluation's."""
     written = attributes(settings.key, settings.gt_field)
     recorded = _recorded(dataset, settings, sources)
@@ -271,16 +271,20 @@ def _declare(dataset: fo.Dataset, settings: Settings, sources: Sources) -> None:
         if path not in schema:
             per_joint = path.rpartition(".")[2].removeprefix(f"{settings.key}_") in JOINT_ATTRIBUTES
             dataset.add_sample_field(path, fo.ListField if per_joint else kind, subfield=kind if per_joint else None)
+    return record
 
 
 class _Judge:
     """Judges samples and writes what it found."""
 
-    def __init__(self, dataset: fo.Dataset, settings: Settings, sources: Sources, state: Progress):
+    def __init__(
+        self, dataset: fo.Dataset, settings: Settings, sources: Sources, state: Progress, record: records.Record
+    ):
         self.dataset = dataset
         self.settings = settings
         self.sources = sources
         self.state = state
+        self.record = record
         self._failed: list[UpdateOne] = []
 
     def work_through(self, todo: fo.DatasetView) -> Generator[None, None, None]:
@@ -303,7 +307,7 @@ class _Judge:
 
     def _write(self, updates: list[UpdateOne]) -> None:
         failed, self._failed = self._failed, []
-        records.write(self.dataset, self.settings.key, updates + failed)
+        records.write(self.dataset, self.record, updates + failed)
 
     def _note_failure(self, sample_id: str, filepath: str, problem: str) -> None:
         self.state.failed += 1

@@ -234,7 +234,7 @@ def process(
     state = Progress(total=len(todo), brain_keys=tuple(_brain_keys(choices)))
     state.skipped = len(view) - state.total
     yield state
-    for _ in _embed(todo, choices, settings["joints"], state, num_readers):
+    for _ in _embed(todo, choices, record, state, num_readers):
         state.seconds = time.monotonic() - started
         yield state
     for brain_key in set(record.brain_keys) & set(dataset.list_brain_runs()):
@@ -261,11 +261,12 @@ def _declare(dataset: fo.Dataset, choices: Choices, fields: dict[str, type]) -> 
 def _embed(
     todo: fo.core.collections.SampleCollection,
     choices: Choices,
-    joints: Sequence[str],
+    record: records.Record,
     state: Progress,
     num_readers: int | None,
 ) -> Generator[None, None, None]:
     """Yields after each batch that was written."""
+    joints = record.settings["joints"]
     dataset: fo.Dataset = todo._dataset
     keypoints = runs.field_name(choices.label_field, "keypoints")
     failed: list[tuple[str, str, str]] = []
@@ -282,7 +283,7 @@ def _embed(
         batch = list(itertools.islice(embedded, BATCH))
         more = len(batch) == BATCH
         missing = [_update(sample_id, embedder.nothing(problem)) for sample_id, _, problem in failed]
-        records.write(dataset, choices.key, batch + missing)
+        records.write(dataset, record, batch + missing)
         state.done += len(batch)
         state.empty = embedder.empty
         state.failed += len(failed)

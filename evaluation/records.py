@@ -85,18 +85,22 @@ def load_results(dataset: fo.Dataset, key: str) -> dict[str, Any] | None:
     return None if loaded is None else loaded.results
 
 
-def write(dataset: fo.Dataset, key: str, updates: Sequence[UpdateOne]) -> None:
-    """Write to samples, as long as the evaluation is there.
+def write(dataset: fo.Dataset, record: Record, updates: Sequence[UpdateOne]) -> None:
+    """Write to samples, as long as the evaluation is there, with the same settings.
 
     Raises:
-        RuntimeError: if it was deleted meanwhile; what was written is taken back then
+        RuntimeError: if it was deleted or replaced meanwhile; what was written is taken back then
     """
     views.bulk_write(dataset, updates)
     # Asked for every batch: FiftyOne would load the dataset anew.
-    where = {"_dataset_id": dataset._doc.id, "key": key, "config.record.kind": {"$ne": DELETED}}
+    where = {"_dataset_id": dataset._doc.id, "key": record.key, "config.record.kind": record.kind}
+    same = {name: value for name, value in record.settings.items() if name != "annotations"}  # a file may move
+    where |= {f"config.record.settings.{name}": value for name, value in runs.plain(same).items()}
     if not views.patiently(lambda: get_db_conn()["runs"].count_documents(where, limit=1)):
         views.take_back(dataset, updates)
-        raise RuntimeError(f"'{key}' was deleted meanwhile, so this stopped. Start it again if it is still wanted.")
+        raise RuntimeError(
+            f"'{record.key}' was deleted or replaced meanwhile, so this stopped. Start it again if it is still wanted."
+        )
 
 
 def delete(dataset: fo.Dataset, key: str) -> list[str]:

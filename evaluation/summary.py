@@ -233,4 +233,6 @@ def select(
         conditions.append({f"{key}_stray_peaks.keypoints": {"$elemMatch": peak}})
     if worst:
         conditions.append({f"{key}_worst": worst})
-    return views.all_samples(dataset).match({"$and": conditions}).sort_by(f"{key}_mistakes", reverse=True)
+    # not all_samples(), whose media type nothing but the App's grid takes
+    samples = dataset.select_group_slices(media_type="image") if dataset.media_type == "group" else dataset.view()
+    return samples.match({"$and": conditions}).sort_by(f"{key}_mistakes", reverse=True)

@@ -130,12 +130,16 @@ def process(
         while batch := list(itertools.islice(samples, BATCH)):
             work = [(sample_id, image, index.maps_of(image)) for sample_id, image in batch]
             values = threads.map(lambda item: _labels(item[0], item[2], matching, writer), work)
-            updates = [
-                _update(record, sample_id, image, labels, state)
-                for (sample_id, image, _), labels in zip(work, values, strict=True)
-            ]
-            bulk_write(dataset, updates)
+            updates: list[UpdateOne] = []
+            try:
+                for (sample_id, image, _), labels in zip(work, values, strict=True):
+                    updates.append(_update(record, sample_id, image, labels, state))
+                bulk_write(dataset, updates)
+            except OSError:  # of a file; its folder goes with the run
+                if runs.is_current(record):
+                    raise
             if not runs.is_current(record):
+                threads.shutdown(wait=True, cancel_futures=True)
                 take_back(dataset, updates)
                 if writer:
                     for sample_id, _ in batch:

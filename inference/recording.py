@@ -6,8 +6,6 @@ at the record and changes it, so that all of them write under one run id.
 
 from __future__ import annotations
 
-import os
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -172,13 +170,10 @@ def close_record(dataset: fo.Dataset, label_field: str) -> None:
     record = runs.read_record(dataset, label_field)
     if record is None:
         return
-    heatmaps = runs.heatmap_fields(dataset)  # all: a field of the run may have been cloned or renamed
     names = {name.removeprefix(f"{label_field}_") for name in record.fields}
     dropped = []
     for folder in record.previous:
-        inside = {"$regex": "^" + re.escape(str(Path(folder)) + os.sep)}
-        conditions: list[dict[str, Any]] = [{f"{name}.map_path": inside} for name in heatmaps]
-        if not all_samples(dataset).match({"$or": conditions or [{"_id": None}]}).limit(1).count():
+        if not runs.is_shown(dataset, Path(folder)):
             for _ in delete_maps(Path(folder), names):
                 pass
             dropped.append(folder)

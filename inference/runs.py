@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Generator, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -433,6 +434,8 @@ def _delete(dataset: fo.Dataset, record: Record, delete_files: bool) -> Generato
     if delete_files:
         names = {name.removeprefix(f"{record.label_field}_") for name in record.fields}
         for folder in folders:
+            if is_shown(dataset, folder):
+                continue
             for _ in delete_maps(folder, names):
                 count += 1
                 if count % 1000 == 0:
@@ -442,6 +445,13 @@ def _delete(dataset: fo.Dataset, record: Record, delete_files: bool) -> Generato
                 Path(record.maps_dir).rmdir()
     dataset.delete_run(record.label_field)
     yield count
+
+
+def is_shown(dataset: fo.Dataset, folder: Path) -> bool:
+    """Whether a heatmap field of any sample, of this run or cloned or renamed, refers to a file below a folder."""
+    inside = {"$regex": "^" + re.escape(str(folder) + os.sep)}
+    conditions: list[dict[str, Any]] = [{f"{name}.map_path": inside} for name in heatmap_fields(dataset)]
+    return bool(conditions) and all_samples(dataset).match({"$or": conditions}).limit(1).count() > 0
 
 
 def counts(view: fo.core.collections.SampleCollection, label_field: str) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fiftyone.operators.delegated import DelegatedOperationService
 
+from evaluation import summary
 from inference import pipeline, runs
 
 URI = "@pose-heatmaps/higherhrnet/"
@@ -87,6 +88,8 @@ def test_a_run_is_evaluated_compared_and_indexed(right: fo.DatasetView, tmp_path
     state = foo.get_operator(f"{URI}evaluate_heatmaps")(right, gt_field="people", progress=False)
     assert (state.done, state.results["people"], state.results["samples"]) == (4, 4, 4)
     assert state.results["figures"]["ap"] is not None
+    worst = summary.select(dataset, "eval", worst=state.results["worst"] and max(state.results["worst"]))
+    assert (worst.media_type, len(worst) > 0) == ("image", True)
 
     state = foo.get_operator(f"{URI}compare_runs")(right, progress=False)
     assert (state.done, state.results["samples"] > 0) == (4, True)

@@ -105,6 +105,9 @@ def test_files_that_a_cloned_field_shows_outlive_their_run(dataset: Callable, ph
     assert not {*before} & {*after}
     assert all(Path(path).is_file() for path in (*before, *after))
 
+    foo.get_operator("@pose-heatmaps/higherhrnet/delete_heatmaps")(made, "pose")
+    assert [Path(path).is_file() for path in (*before, *after)] == [True] * 2 + [False] * 2
+
 
 @pytest.mark.parametrize("existing", [None, "replace"])
 def test_the_key_of_another_run_is_refused_before_anything_is_written(

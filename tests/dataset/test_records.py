@@ -1,6 +1,7 @@
 """Evaluations are kept as FiftyOne runs: listed, read back with their results, and deleted without a trace."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import fiftyone as fo
 import pytest
@@ -54,14 +55,25 @@ def test_keys_that_would_overwrite_something_are_refused(dataset: Callable):
 
 def test_what_is_written_while_an_evaluation_is_deleted_is_taken_back(dataset: Callable):
     made = dataset(["/nowhere/1.jpg", "/nowhere/2.jpg"])
-    records.save_record(made, records.Record("eval", "ground truth", ("eval_recall",)))
+    record = records.Record(
+        "eval", "ground truth", ("eval_recall",), settings={"radius": 0.15, "annotations": "a.json"}
+    )
+    records.save_record(made, record)
     made.add_sample_field("eval_recall", fo.FloatField)
     updates = [UpdateOne({"_id": ObjectId(name)}, {"$set": {"eval_recall": 0.5}}) for name in made.values("id")]
-    records.write(made, "eval", updates)
+    records.write(made, record, updates)
     assert made.values("eval_recall") == [0.5, 0.5]
 
+    records.save_record(made, replace(record, settings={"radius": 0.15, "annotations": "moved.json"}))
+    records.write(made, record, updates)
+    records.save_record(made, replace(record, settings={"radius": 0.3, "annotations": "a.json"}))
+    with pytest.raises(RuntimeError, match="'eval' was deleted or replaced meanwhile"):
+        records.write(made, record, updates)
+    assert made.values("eval_recall") == [None, None]
+
+    records.save_record(made, record)
     records.delete(made, "eval")
-    with pytest.raises(RuntimeError, match="'eval' was deleted meanwhile"):
-        records.write(made, "eval", updates)
+    with pytest.raises(RuntimeError, match="'eval' was deleted or replaced meanwhile"):
+        records.write(made, record, updates)
     assert [sample.filepath for sample in made] == ["/nowhere/1.jpg", "/nowhere/2.jpg"]
     assert not any("eval_recall" in sample.to_mongo_dict() for sample in made)

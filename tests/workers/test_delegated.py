@@ -106,6 +106,8 @@ def test_two_workers_share_the_shards_and_what_a_killed_one_had_is_run_again(dat
         service.rerun_operation(ObjectId(killed))
         operations = wait_until_finished([made.name], logs[1])
     finally:
+        if workers[0].poll() is None:
+            workers[0].send_signal(signal.SIGCONT)
         for worker in workers:
             worker.terminate()
             worker.wait(timeout=30)

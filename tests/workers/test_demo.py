@@ -27,4 +27,5 @@ def test_the_demo_runs_again_and_again(tmp_path: Path):
         root = Path(demo.first().pose_max.map_path).parents[3]
         assert {str(path) for path in root.rglob("max.png")} == maps, "the first demo's maps are deleted"
     finally:
-        fo.delete_dataset(DEMO_DATASET)
+        if fo.dataset_exists(DEMO_DATASET):
+            fo.delete_dataset(DEMO_DATASET)
