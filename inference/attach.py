@@ -14,7 +14,6 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -30,7 +29,7 @@ from pymongo import UpdateOne
 from . import runs
 from .file_index import ARRAY, MATCHES, MAX_LISTED, Index, Matching, patterns
 from .map_files import MapWriter, check_writable
-from .views import bulk_write, pages, take_back, target_problem
+from .views import bulk_write, change, pages, take_back, target_problem
 
 BATCH = 200  # samples written at once
 
@@ -286,13 +285,13 @@ def _update(
     """What to write for a sample; counts it in the state."""
     status = runs.field_name(record.label_field, "status")
     values: dict[str, Any]
-    others: set[str] = set()
+    others: tuple[str, ...] = ()
     if isinstance(labels, str):
         state.failed += 1
         if len(state.failures) < MAX_LISTED:
             state.failures.append((image, labels))
         values = {**dict.fromkeys(state.fields), status: labels}
-        others = {*record.fields} - {*values}
+        others = record.fields
     elif labels:
         state.done += 1
         state.files += len(labels)
@@ -304,7 +303,4 @@ def _update(
         # A sample that has maps from another folder keeps them, and its status.
         values = {status: f"No map of this image was found in {record.settings['source']}."}
     which = {"_id": ObjectId(sample_id)} if labels else {"_id": ObjectId(sample_id), status: {"$ne": runs.DONE}}
-    update: dict[str, Any] = {"$set": {**values, "last_modified_at": datetime.now(UTC)}}
-    if others:  # not null: where they have left the schema, FiftyOne could not load the sample any more
-        update["$unset"] = dict.fromkeys(others, "")
-    return UpdateOne(which, update)
+    return UpdateOne(which, change(values, others))

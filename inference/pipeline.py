@@ -20,7 +20,6 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
@@ -38,7 +37,7 @@ from .joints import JointSet
 from .map_files import MapWriter, check_writable
 from .predictor import Predictor, PreparedImage
 from .settings import Settings
-from .views import bulk_write, pages, patiently, target_problem, whole_samples
+from .views import bulk_write, change, pages, patiently, target_problem, whole_samples
 
 MAX_LISTED = 100
 MAX_DOCUMENT = 15_500_000  # MongoDB's 16 MB, less what else a sample usually holds
@@ -430,12 +429,9 @@ class _Stages:
     def _update(self, sample_id: str, values: dict[str, Any]) -> UpdateOne:
         prefix = f"{self.settings.label_field}_"
         done = values["status"] == runs.DONE  # then maps of joints that this call does not make stay
-        others = {*(self.record.replaced if done else self.record.fields)} - {*self.state.fields}
+        others = self.record.replaced if done else self.record.fields
         written = {prefix + name: value for name, value in values.items()}
-        update = {"$set": {**dict.fromkeys(self.state.fields), **written, "last_modified_at": datetime.now(UTC)}}
-        if others:  # not null: where they have left the schema, FiftyOne could not load the sample any more
-            update["$unset"] = dict.fromkeys(others, "")
-        return UpdateOne({"_id": ObjectId(sample_id)}, update)
+        return UpdateOne({"_id": ObjectId(sample_id)}, change({**dict.fromkeys(self.state.fields), **written}, others))
 
     def _take_failures(self) -> list[_Failure]:
         failed, self._failed = self._failed, []

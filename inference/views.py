@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -96,6 +97,16 @@ def bulk_write(dataset: fo.Dataset, updates: Sequence[UpdateOne]) -> None:
     if updates:
         ids = [str(update._filter["_id"]) for update in updates]
         patiently(lambda: dataset._bulk_write(list(updates), ids=ids))
+
+
+def change(values: dict[str, Any], cleared: Iterable[str] = ()) -> dict[str, Any]:
+    """What to do to a sample: set these fields, and unset others.
+
+    Unset and not null: where those have left the schema, FiftyOne could not load the sample any more.
+    """
+    update: dict[str, Any] = {"$set": {**values, "last_modified_at": datetime.now(UTC)}}
+    unset = dict.fromkeys({*cleared} - {*values}, "")
+    return {**update, "$unset": unset} if unset else update
 
 
 def take_back(dataset: fo.Dataset, updates: Sequence[UpdateOne]) -> None:
