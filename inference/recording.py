@@ -21,7 +21,7 @@ from fiftyone.core.odm import get_db_conn
 from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
-from . import runs
+from . import removal, runs
 from .checkpoints import ModelEntry, find_model
 from .joints import JointSet
 from .map_files import delete_maps
@@ -128,7 +128,7 @@ def open_record(
             )
             record = replace(record, previous=_earlier_folders(old, record))
         else:
-            previous = [str(folder) for folder in runs.run_folders(dataset, old)] if old else []
+            previous = [str(folder) for folder in removal.run_folders(dataset, old)] if old else []
             record = runs.Record(
                 label_field=label_field,
                 run_id=runs.new_run_id(),
@@ -173,7 +173,7 @@ def close_record(dataset: fo.Dataset, label_field: str) -> None:
     names = {name.removeprefix(f"{label_field}_") for name in record.fields}
     dropped = []
     for folder in record.previous:
-        if not runs.is_shown(dataset, Path(folder)):
+        if not removal.is_shown(dataset, Path(folder)):
             for _ in delete_maps(Path(folder), names):
                 pass
             dropped.append(folder)

@@ -34,9 +34,9 @@ class DeleteHeatmaps(foo.Operator):
         return types.Property(inputs, view=types.PromptView(label="Delete pose heatmaps", submit_button_label="Delete"))
 
     def execute(self, ctx: foo.ExecutionContext) -> Iterator[Any] | dict[str, Any]:
-        from ..inference import runs
+        from ..inference import removal
 
-        steps = runs.delete(ctx.dataset, ctx.params["label_field"], ctx.params.get("delete_files", True))
+        steps = removal.delete(ctx.dataset, ctx.params["label_field"], ctx.params.get("delete_files", True))
         return _run_delegated(ctx, steps) if ctx.delegated else _run_in_app(ctx, steps)
 
     def resolve_output(self, ctx: foo.ExecutionContext) -> types.Property:
@@ -67,11 +67,11 @@ class DeleteHeatmaps(foo.Operator):
         Raises:
             ValueError: if there is no such run
         """
-        from ..inference import runs
+        from ..inference import removal, runs
 
         dataset = sample_collection._dataset
         if runs.read_record(dataset, label_field) is None or not delegate:
-            *_, count = runs.delete(dataset, label_field, delete_files)
+            *_, count = removal.delete(dataset, label_field, delete_files)
             return count
         return foo.execute_operator(
             self.uri,
@@ -82,7 +82,7 @@ class DeleteHeatmaps(foo.Operator):
 
 
 def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
-    from ..inference import runs
+    from ..inference import removal, runs
 
     records = runs.list_records(ctx.dataset)
     if not records:
@@ -95,7 +95,7 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
     chosen = records.get(ctx.params.get("label_field") or "")
     if chosen is None:
         return
-    extent = runs.extent(ctx.dataset, chosen)
+    extent = removal.extent(ctx.dataset, chosen)
     files = bool(extent.folders)
     if files:
         inputs.bool("delete_files", default=True, label="Files", description="Also delete the map files of the run")

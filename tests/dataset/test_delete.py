@@ -162,11 +162,11 @@ def test_killed_while_deleting_it_goes_on_from_there(delete, dataset: Callable, 
     made = dataset([photos / "rocket.jpg"] * 3)
     run(made, maps_dir=tmp_path)
     code = (
-        "import os, signal, sys, fiftyone as fo; from inference import map_files, runs\n"
+        "import os, signal, sys, fiftyone as fo; from inference import map_files, removal, runs\n"
         "record = runs.read_record(fo.load_dataset(sys.argv[1]), 'pose')\n"
-        "steps = runs.delete(fo.load_dataset(sys.argv[1]), 'pose')\n"
+        "steps = removal.delete(fo.load_dataset(sys.argv[1]), 'pose')\n"
         "next(steps)\n"  # the fields are gone
-        "next(map_files.delete_maps(runs.run_folders(fo.load_dataset(sys.argv[1]), record)[0], {'max', 'nose'}))\n"
+        "next(map_files.delete_maps(removal.run_folders(fo.load_dataset(sys.argv[1]), record)[0], {'max', 'nose'}))\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}

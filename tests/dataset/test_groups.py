@@ -11,7 +11,7 @@ import pytest
 from fiftyone.operators.delegated import DelegatedOperationService
 
 from evaluation import summary
-from inference import pipeline, runs
+from inference import pipeline, removal, runs
 
 URI = "@pose-heatmaps/higherhrnet/"
 
@@ -72,7 +72,7 @@ def test_a_run_is_moved_and_deleted(right: fo.DatasetView, tmp_path: Path):
     assert foo.get_operator(f"{URI}relocate_heatmaps")(right, "pose", str(tmp_path / "new")) == 4
     assert all(path.is_file() for path in maps(right))
     record = runs.read_record(right._dataset, "pose")
-    assert runs.extent(right._dataset, record).samples == 4
+    assert removal.extent(right._dataset, record).samples == 4
     foo.get_operator(f"{URI}delete_heatmaps")(right, "pose")
     assert not [path for path in tmp_path.rglob("*.png")]
 

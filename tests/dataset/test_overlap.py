@@ -10,7 +10,7 @@ import fiftyone.operators as foo
 import numpy as np
 import pytest
 
-from inference import pipeline, recording, runs
+from inference import pipeline, recording, removal
 
 GENERATE = "@pose-heatmaps/higherhrnet/generate_heatmaps"
 
@@ -47,7 +47,7 @@ def test_a_run_that_is_deleted_meanwhile_stops_and_leaves_nothing(
     steps = pipeline.process(made, settings(tmp_path if storage == "files" else None, storage=storage))
     while next(steps).done < 2:
         pass
-    deletion = runs.delete(made, "pose")
+    deletion = removal.delete(made, "pose")
     next(deletion)  # the fields are gone, the record is not
     with pytest.raises(RuntimeError, match="replaced or deleted meanwhile"):
         finish(steps)

@@ -14,7 +14,7 @@ import fiftyone as fo
 import numpy as np
 import pytest
 
-from inference import checkpoints, estimates, pipeline, runs, views
+from inference import checkpoints, estimates, pipeline, removal, runs, views
 from inference.joints import COCO
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -452,9 +452,9 @@ def test_maps_of_before_an_append_elsewhere_are_deleted_with_the_run(
     run(made, elsewhere, storage=storage, existing="append")
     assert len(files_in(tmp_path / "one")) == 1, "the first sample still refers to it"
     record = runs.read_record(made, "pose")
-    extent = runs.extent(made, record)
+    extent = removal.extent(made, record)
     assert (extent.samples, extent.files) == (2, 2 if storage == "files" else 1)
-    *_, deleted = runs.delete(made, "pose")
+    *_, deleted = removal.delete(made, "pose")
     assert deleted == extent.files
     assert not files_in(tmp_path)
 
