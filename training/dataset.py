@@ -21,8 +21,12 @@ from torch.utils.data import Dataset
 from inference.joints import COCO
 
 JOINTS = len(COCO)
-PADDING = (124, 116, 104)  # ImageNet mean, RGB: about 0 after normalisation
+PADDING = (0, 0, 0)  # black, as around the photos that the plugin runs on
 FULL = 255  # mask value of a pixel that counts fully
+IGNORE_MARGIN = 6  # input pixels: the Gaussian of a head at the edge of an ignored box reaches so far out of it
+PERSON_MARGIN = 0.1  # of a box's sides: what lies so near to a person may be part of them
+TAG_JITTER = 0.5  # deviations of a joint's Gaussian: tags are read at the peak, which is only near the joint
+ALARM_SHARE = 0.7  # of the background crops of photos with known alarms show one of them
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class Photo:
     @property
     def set_name(self) -> str:
         return self.shard.name.rsplit("-", 1)[0]
+
+    @property
+    def key(self) -> str:
+        return f"{self.record['source']}/{self.record['id']}"
 
     def image(self) -> np.ndarray:
         """The photo, (height, width, 3) uint8 RGB."""
@@ -80,7 +88,7 @@ def split(photos: list[Photo], coco: int, negative: int) -> tuple[list[Photo], l
     """
 
     def rank(photo: Photo) -> str:
-        return hashlib.sha256(f"{photo.record['source']}/{photo.record['id']}".encode()).hexdigest()
+        return hashlib.sha256(photo.key.encode()).hexdigest()
 
     held: list[Photo] = []
     for name, count in (("coco", coco), ("negative", negative)):
@@ -93,6 +101,18 @@ def labelled(record: dict) -> list[dict]:
     return [person for person in record["persons"] if person["num_keypoints"] > 0]
 
 
+def trusted(photo: Photo) -> bool:
+    """Whether all people are known: nobody unlabelled is expected in the background."""
+    return photo.set_name in ("coco", "negative")
+
+
+def grown(box: list[float], margin: float, share: float = 0.0) -> list[float]:
+    """``[x, y, w, h]`` with a margin in pixels and as a share of its sides, all around."""
+    x, y, w, h = box
+    across, down = margin + share * w, margin + share * h
+    return [x - across, y - down, w + 2 * across, h + 2 * down]
+
+
 # --- geometry of a crop: affine matrices (2, 3) from photo to crop, x to the right, (0, 0) = the corner of the
 # --- first pixel (not its centre)
 
@@ -102,12 +122,22 @@ def log_uniform(rng: np.random.Generator, limits: list[float]) -> float:
     return float(np.exp(rng.uniform(low, high)))
 
 
-def random_affine(photo: Photo, size: int, rng: np.random.Generator, options: dict) -> np.ndarray:
+def random_affine(
+    photo: Photo, size: int, rng: np.random.Generator, options: dict, alarms: list[list[float]] | None = None
+) -> np.ndarray:
     """Where a training crop of ``size`` x ``size`` lies in the photo.
 
-    Three kinds of crop: ``zoom`` shows a person at ``zoom_range`` times the crop, ``background`` shows as little of
-    people as a few tries find (what keeps everyday objects from lighting up), the rest show a part of the scene. For
-    the last two a range says how large the photo's short side becomes, in crops.
+    Three kinds of crop: ``zoom`` shows a person at ``zoom_range`` times the crop, ``background`` (of photos all of
+    whose people are known) shows a false alarm, or as little of people as a few tries find: what keeps everyday
+    objects from lighting up. The rest show a part of the scene. For the last two a range says how large the photo's
+    short side becomes, in crops.
+
+    Args:
+        photo: to cut from
+        size: of the crop, pixels
+        rng: decides
+        options: the ``data`` part of the configuration
+        alarms: (x, y, value) of known false alarms in the photo
     """
     record = photo.record
     width, height = record["width"], record["height"]
@@ -124,7 +154,12 @@ def random_affine(photo: Photo, size: int, rng: np.random.Generator, options: di
         centre = np.array([x + w * rng.uniform(0.25, 0.75), y + h * rng.uniform(0.25, 0.75)])
         centre += rng.uniform(-0.12, 0.12, 2) * size / scale
         angle = rng.uniform(-30, 30)
-    elif people and kind < options["zoom"] + options["background"]:
+    elif alarms and kind < options["zoom"] + options["background"] and rng.random() < ALARM_SHARE:
+        values = np.array(alarms)
+        scale = size / min(width, height) * log_uniform(rng, options["background_range"])
+        centre = values[rng.choice(len(values), p=values[:, 2] / values[:, 2].sum()), :2]
+        centre = centre + rng.uniform(-0.3, 0.3, 2) * size / scale
+    elif people and trusted(photo) and kind < options["zoom"] + options["background"]:
         boxes = np.array([box for box in (*[p["bbox"] for p in people], *record["ignore"])])
         best = np.inf
         for _ in range(12):
@@ -140,6 +175,7 @@ def random_affine(photo: Photo, size: int, rng: np.random.Generator, options: di
     else:
         scale = size / min(width, height) * log_uniform(rng, options["scene_range"])
         centre = rng.uniform(0, 1, 2) * (width, height)
+    scale = min(scale, options["max_enlargement"])
     half = 0.45 * size / scale  # the crop may reach over the border a little
     extent = np.array([width, height])
     centre = np.clip(centre, np.minimum(half, extent / 2), np.maximum(extent - half, extent / 2))
@@ -223,6 +259,19 @@ def draw_heatmaps(joints: np.ndarray, sigmas: np.ndarray, size: tuple[int, int])
     return maps
 
 
+def fill_box(plane: np.ndarray, box: list[float], affine: np.ndarray, value: int) -> None:
+    """Fill a box of the photo in a plane at half of the crop."""
+    cv2.fillConvexPoly(plane, np.rint(corners(box, affine) / 2).astype(np.int32), value)
+
+
+def draw_empty(record: dict, affine: np.ndarray, size: int) -> np.ndarray:
+    """Where nobody is: (size/2, size/2) uint8, 1 away from all people."""
+    plane = np.ones((size // 2, size // 2), np.uint8)
+    for box in (*record["ignore"], *[person["bbox"] for person in record["persons"]]):
+        fill_box(plane, grown(box, 0, PERSON_MARGIN), affine, 0)
+    return plane
+
+
 def draw_mask(
     record: dict, affine: np.ndarray, size: int, shown: list[dict], hidden: list[dict], teacher_background: int
 ) -> np.ndarray:
@@ -242,16 +291,19 @@ def draw_mask(
     """
 
     def fill(plane: np.ndarray, box: list[float], value: int) -> None:
-        cv2.fillConvexPoly(plane, np.rint(corners(box, affine) / 2).astype(np.int32), value)
+        fill_box(plane, box, affine, value)
 
     teacher = any(person.get("labels") == "teacher" for person in record["persons"])
     plane = np.full((size // 2, size // 2), FULL, np.uint8)
     if teacher:
         fill(plane, [0, 0, record["width"], record["height"]], teacher_background)
-    for box in (*record["ignore"], *[person["bbox"] for person in hidden]):
-        fill(plane, box, 0)
-    for person in shown:
-        fill(plane, person["bbox"], FULL)
+    margin = IGNORE_MARGIN / np.sqrt(abs(np.linalg.det(affine[:, :2])))
+    boxes = [(box, 0, margin) for box in (*record["ignore"], *[person["bbox"] for person in hidden])]
+    boxes += [(person["bbox"], FULL, 0) for person in shown]
+    if not teacher:  # the smaller box decides: of somebody in front of a crowd, or half hidden by a large person
+        boxes.sort(key=lambda entry: -entry[0][2] * entry[0][3])
+    for box, value, around in boxes:
+        fill(plane, grown(box, around), value)
     if "valid_box" in record:
         valid = np.zeros_like(plane)
         fill(valid, record["valid_box"], FULL)
@@ -270,9 +322,15 @@ def draw_mask(
 
 
 def make_sample(
-    photo: Photo, affine: np.ndarray, size: int, options: dict, max_people: int = 12
+    photo: Photo,
+    image: np.ndarray,
+    affine: np.ndarray,
+    size: int,
+    options: dict,
+    rng: np.random.Generator,
+    max_people: int = 12,
 ) -> dict[str, np.ndarray]:
-    """One crop with its targets.
+    """One crop of a photo, whose colours may have been changed, with its targets.
 
     The deviation of a Gaussian is ``sigma`` times the roots of the person's box area in the crop and of the joint's
     OKS constant, within ``sigma_range`` input pixels: large people and hips are located less precisely in pixels than
@@ -281,8 +339,9 @@ def make_sample(
 
     Returns:
         ``image`` (size, size, 3) uint8 RGB; ``quarter`` (K, size/4, size/4) and ``half`` (K, size/2, size/2) float16
-        heatmaps; ``mask`` (K, size/2, size/2) uint8; ``tags`` (max_people, K) int64, positions y * (size/4) + x of
-        the joints in the quarter map, -1 where there is none
+        heatmaps; ``mask`` (K, size/2, size/2) uint8; ``empty`` (1, size/2, size/2) uint8, 1 where surely nobody is;
+        ``tags`` (max_people, K) int64, positions y * (size/4) + x at or near the joints in the quarter map, -1 where
+        there is none
     """
     record = photo.record
     mirrored = np.linalg.det(affine[:, :2]) < 0
@@ -313,14 +372,18 @@ def make_sample(
         mask = mask[list(COCO.flip)]
     mask[maps["half"] > 0.1] = FULL  # a labelled joint counts, whoever's box or ignored crowd it lies in
     tags = np.full((max_people, JOINTS), -1, np.int64)
-    for row, points in enumerate(stacked[np.argsort(sizes)[::-1][:max_people]]):
-        x, y = (points[:, :2] // 4).astype(np.int64).T
+    deviations = sigmas.clip(*options["sigma_range"]["quarter"])
+    for row, person in enumerate(np.argsort(sizes)[::-1][:max_people]):
+        points = stacked[person]
+        near = points[:, :2] + rng.normal(size=(JOINTS, 2)) * TAG_JITTER * deviations[person][:, None]
+        x, y = (near // 4).astype(np.int64).clip(0, size // 4 - 1).T
         tags[row] = np.where(points[:, 2] > 0, y * (size // 4) + x, -1)
     return {
-        "image": warp(photo.image(), affine, (size, size)),
+        "image": warp(image, affine, (size, size)),
         "quarter": maps["quarter"].astype(np.float16),
         "half": maps["half"].astype(np.float16),
         "mask": mask,
+        "empty": draw_empty(record, affine, size)[None] * np.uint8(trusted(photo)),
         "tags": tags,
     }
 
@@ -333,13 +396,20 @@ class Batches(Dataset):
         options: the ``data`` part of the configuration
         seed: another seed, another sequence of batches
         group: so many batches in a row have crops of the same size (one for each process of a step)
+        alarms: what `training.mine` found, (x, y, value) in photo pixels by ``<source>/<id>``
 
-    ``batches[n]`` is a dict of the arrays of :func:`make_sample` with a batch dimension in front (torch tensors), and
-    ``trusted`` (B,) bool: no unlabelled people are expected in the background.
+    ``batches[n]`` is a dict of the arrays of :func:`make_sample` with a batch dimension in front (torch tensors).
     """
 
-    def __init__(self, photos: list[Photo], options: dict, seed: int, group: int = 1):
-        self.options, self.seed, self.group = options, seed, group
+    def __init__(
+        self,
+        photos: list[Photo],
+        options: dict,
+        seed: int,
+        group: int = 1,
+        alarms: dict[str, list[list[float]]] | None = None,
+    ):
+        self.options, self.seed, self.group, self.alarms = options, seed, group, alarms or {}
         self.sets = {name: [p for p in photos if p.set_name == name] for name in options["sets"]}
         empty = [name for name, members in self.sets.items() if not members]
         if empty:
@@ -357,8 +427,7 @@ class Batches(Dataset):
         samples = []
         for name in rng.choice(list(self.sets), count, p=self.shares):
             photo = self.sets[name][rng.integers(len(self.sets[name]))]
-            sample = make_sample(photo, random_affine(photo, size, rng, self.options), size, self.options)
-            sample["image"] = recolour(sample["image"], rng)
-            sample["trusted"] = np.array(name in ("coco", "negative"))
-            samples.append(sample)
+            affine = random_affine(photo, size, rng, self.options, self.alarms.get(photo.key))
+            image = recolour(photo.image(), rng)  # before the crop, so that what is around the photo stays black
+            samples.append(make_sample(photo, image, affine, size, self.options, rng))
         return {key: torch.from_numpy(np.stack([s[key] for s in samples])) for key in samples[0]}

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
@@ -184,29 +186,37 @@ def held_out_subset(held: list[Photo], share: float) -> list[Photo]:
     return people[: max(1, round(share * len(people)))] + free
 
 
-def main() -> None:
-    from safetensors import safe_open
-    from safetensors.torch import load_file
-
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the training shards")
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="output folder of training.train")
     source.add_argument("--weights", type=Path, help="a .safetensors file whose metadata has the configuration")
-    parser.add_argument("--input-size", type=int, nargs="+", default=[256])
-    parser.add_argument("--share", type=float, default=1.0, help="of the held-out photos with people")
-    arguments = parser.parse_args()
-    if arguments.run:
-        saved = torch.load(arguments.run / "checkpoint.pt", map_location="cpu", weights_only=True)
+
+
+def load_network(run: Path | None, weights: Path | None) -> tuple[HigherHRNet, dict[str, int]]:
+    """The moving average of a run, or weights, neither smoothed nor calibrated; and how many photos were held out."""
+    if run:
+        saved = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
         config, state, held_out = saved["network"], saved["ema"], saved.get("held_out", HELD_OUT)
     else:
-        with safe_open(arguments.weights, "pt") as file:
+        assert weights
+        with safe_open(weights, "pt") as file:
             config = json.loads(file.metadata()["config"])
-        state, held_out = load_file(arguments.weights), HELD_OUT
+        state, held_out = load_file(weights), HELD_OUT
     network = HigherHRNet(NetworkConfig.from_dict(config))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
+    return network.eval(), held_out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the training shards")
+    add_network_arguments(parser)
+    parser.add_argument("--input-size", type=int, nargs="+", default=[256])
+    parser.add_argument("--share", type=float, default=1.0, help="of the held-out photos with people")
+    arguments = parser.parse_args()
+    network, held_out = load_network(arguments.run, arguments.weights)
     held = held_out_subset(split(read_shards(arguments.data), **held_out)[1], arguments.share)
     for input_size in arguments.input_size:
         numbers = evaluate(network, held, input_size)

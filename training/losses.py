@@ -12,18 +12,19 @@ JOINT_ENERGY = 12.57
 
 
 def heatmap_loss(
-    predicted: Tensor, target: Tensor, mask: Tensor, foreground: float, hard: float, trusted: Tensor
+    predicted: Tensor, target: Tensor, mask: Tensor, foreground: float, hard: float, empty: Tensor
 ) -> Tensor:
     """Masked and weighted squared error.
 
-    The weight is ``1 + foreground * target`` (finds joints sooner, but lifts the background: anneal it), and on
-    background that is predicted as p it is ``1 + hard * p``, which makes confident false alarms cost most.
+    The weight is ``1 + foreground * target`` (finds joints sooner, but lifts the background: anneal it), and where
+    nobody is, predicted as p, it is ``1 + hard * p``, which makes confident false alarms cost most. Not so inside
+    people: it would teach that an uncertain knee is to be as dark as an empty street.
 
     Args:
         predicted, target: (B, K, h, w)
         mask: (B, K, h, w), 0 to 1
         foreground, hard: weights >= 0
-        trusted: (B,) bool; ``hard`` applies to these photos only, as others may show unlabelled people
+        empty: (B, 1, h, w), 1 where surely nobody is, else 0; ``hard`` applies there only
 
     Returns:
         a scalar, in units of one missed joint per channel and photo
@@ -31,8 +32,7 @@ def heatmap_loss(
     error = (predicted - target) ** 2
     weight = 1 + foreground * target
     if hard:
-        background = (target < 0.05) & trusted[:, None, None, None]
-        weight = weight + hard * background * predicted.detach().clamp(0, 1)
+        weight = weight + hard * empty * predicted.detach().clamp(0, 1)
     return (error * weight * mask).sum() / (predicted.shape[0] * predicted.shape[1] * JOINT_ENERGY)
 
 

@@ -98,7 +98,7 @@ class Ema:
     @torch.no_grad()
     def update(self, network: torch.nn.Module, step: int) -> None:
         current = network.state_dict()
-        weight = 1 - min(self.decay, (10 + step) / (100 + step))
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(self.state.values()), [current[k] for k in self.state], weight)
 
 
@@ -135,9 +135,10 @@ def losses(network: Callable, batch: dict[str, Tensor], progress: float, options
     joints = fine.shape[1]
     mask = batch["mask"].float() / 255
     foreground = schedule(progress, options["foreground"])
-    rest = (foreground, options["hard"], batch["trusted"])
-    quarter = heatmap_loss(coarse[:, :joints], batch["quarter"].float(), halve_mask(mask), *rest)
-    half = heatmap_loss(fine, batch["half"].float(), mask, *rest)
+    weights = (foreground, options["hard"])
+    empty = batch["empty"].float()
+    quarter = heatmap_loss(coarse[:, :joints], batch["quarter"].float(), halve_mask(mask), *weights, halve_mask(empty))
+    half = heatmap_loss(fine, batch["half"].float(), mask, *weights, empty)
     pull, push = tag_loss(coarse[:, joints:], batch["tags"])
     loss = quarter + half + options["pull"] * pull + options["push"] * push
     return {"loss": loss, "quarter": quarter, "half": half, "pull": pull, "push": push}
@@ -208,7 +209,8 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
     judge = HigherHRNet(config)
     judge.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    batches = Batches(training_photos, options["data"], options["seed"], group=world)
+    alarms = json.loads(Path(options["alarms"]).read_text()) if options.get("alarms") else None
+    batches = Batches(training_photos, options["data"], options["seed"], world, alarms)
     loader = iter(
         DataLoader(
             batches,
@@ -311,8 +313,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: runs/<name of the configuration>")
     arguments = parser.parse_args()
     options = yaml.safe_load(arguments.config.read_text())
-    if options["start"] and not Path(options["start"]).is_file():
-        options["start"] = str(arguments.config.parent / options["start"])
+    for name in ("start", "alarms"):
+        if options.get(name) and not Path(options[name]).is_file():
+            options[name] = str(arguments.config.parent / options[name])
     output = arguments.output or Path("runs") / arguments.config.stem
     world = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun
     if world > 1:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from inference import checkpoints
 from inference.calibration import Calibration
 from inference.network import HigherHRNet, NetworkConfig
-from training import card, choose
+from training import card, choose, dataset, mine
 from training import evaluate as evaluation
 from training import export as exporting
 from training import train as training
@@ -25,8 +25,10 @@ from training.calibrate import fit_curve, judged_peaks
 from training.dataset import (
     Batches,
     Photo,
+    draw_empty,
     draw_heatmaps,
     draw_mask,
+    labelled,
     make_sample,
     random_affine,
     read_shards,
@@ -142,10 +144,13 @@ def test_gaussians_peak_at_the_joint_and_survive_the_border() -> None:
     assert maps[[0, 5]].max() == 0
 
 
-def test_a_mirrored_crop_swaps_left_and_right_and_follows_the_picture(data: Path) -> None:
+def test_a_mirrored_crop_swaps_left_and_right_and_follows_the_picture(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     photo = next(p for p in read_shards(data) if p.set_name == "coco")
     mirror = np.array([[-1.0, 0, 80], [0, 1, 0]])
-    sample = make_sample(photo, mirror, 64, CROPS)
+    monkeypatch.setattr(dataset, "TAG_JITTER", 0)
+    sample = make_sample(photo, photo.image(), mirror, 64, CROPS, np.random.default_rng(0))
     peak = np.unravel_index(sample["half"][RIGHT_SHOULDER].argmax(), (32, 32))
     assert peak == (20 // 2 - 0, (80 - 38) // 2) or np.abs(np.subtract(peak, (9.5, 20.5))).max() <= 1
     assert sample["tags"][0, RIGHT_SHOULDER] == 20 // 4 * 16 + 42 // 4
@@ -164,13 +169,50 @@ def test_mask_leaves_out_crowds_unknown_joints_and_what_lies_outside_the_valid_b
     assert mask[7, 10, 8] == 0  # v = 0 of a teacher is unknown
     assert mask[7, 28, 20] == 50
     assert mask[4].max() == 0
+    assert draw_mask(about, np.eye(2, 3), 64, [], [], 50)[0, 10, 8] == 0  # 4 pixels left of the ignore box
 
     hand = person([8, 8, 16, 32], {0: (16, 12)})
     assert draw_mask(record([hand]), np.eye(2, 3), 64, [hand], [], 50).min() == 255  # v = 0 by hand is absent
     assert draw_mask(record([hand]), np.eye(2, 3), 64, [], [hand], 50)[0, 10, 8] == 0  # too small to be drawn
+    behind = record([hand], ignore=[[12, 12, 6, 20]])
+    assert draw_mask(behind, np.eye(2, 3), 64, [hand], [], 50)[0, 10, 8] == 0  # the smaller box wins
+    crowd = record([hand], ignore=[[0, 0, 64, 64]])
+    assert draw_mask(crowd, np.eye(2, 3), 64, [hand], [], 50)[0, 10, 8] == 255
     inside = draw_mask(record([hand], valid_box=[8, 8, 16, 32]), np.eye(2, 3), 64, [hand], [], 50)
     assert inside[0, 10, 8] == 255
     assert inside[0, 28, 28] == 0
+
+
+def test_nobody_is_where_no_box_is_near() -> None:
+    about = record([person([20, 20, 20, 20], {0: (30, 30)})], ignore=[[50, 50, 8, 8]])
+    empty = draw_empty(about, np.eye(2, 3), 64)
+    assert empty.shape == (32, 32)
+    assert empty[5, 5] == empty[15, 25] == 1
+    assert empty[15, 15] == empty[26, 26] == 0
+    assert empty[15, 9] == 0  # a tenth of the box beside it
+    assert empty[15, 8] == 1
+
+
+def test_background_crops_show_known_alarms_and_only_of_photos_without_unknown_people(data: Path) -> None:
+    options = {**CROPS, "zoom": 0, "background": 1}
+    photo = next(p for p in read_shards(data) if p.set_name == "negative")
+    alarms = [[10.0, 10.0, 0.9]]
+    near = 0
+    for seed in range(40):
+        affine = random_affine(photo, 16, np.random.default_rng(seed), options, alarms)
+        x, y = affine[:, :2] @ alarms[0][:2] + affine[:, 2]
+        near += 0 <= x <= 16 and 0 <= y <= 16
+    assert near >= 25
+
+
+def test_mining_finds_what_lights_up_away_from_people(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photo = next(p for p in read_shards(data) if p.set_name == "coco")
+    maps = torch.zeros(17, 32, 40)
+    maps[3, 4, 36] = 0.5  # away from everybody
+    box = labelled(photo.record)[0]["bbox"]
+    maps[5, int(box[1] + box[3] / 2) // 2, int(box[0] + box[2] / 2) // 2] = 0.9
+    monkeypatch.setattr(mine, "infer", lambda *_: (maps, maps, 0.5))
+    assert mine.alarms(HigherHRNet(NetworkConfig()), photo, 64) == [[73.0, 9.0, 0.5]]
 
 
 def test_held_out_photos_do_not_depend_on_the_order_and_never_train(data: Path) -> None:
@@ -204,13 +246,15 @@ def test_heatmap_loss_counts_what_the_mask_lets_through() -> None:
     target[0, 0, 0, 0] = 1
     predicted = torch.full_like(target, 0.5)
     everything = torch.ones_like(target)
-    trusted = torch.tensor([True, False])
-    plain = heatmap_loss(predicted, target, everything, 0, 0, trusted)
+    empty = torch.ones_like(target)
+    empty[0, 0, 0, 0] = 0
+    empty[1] = 0
+    plain = heatmap_loss(predicted, target, everything, 0, 0, empty)
     assert plain == pytest.approx(32 * 0.25 / (2 * 12.57))
-    assert heatmap_loss(predicted, target, everything * 0, 4, 4, trusted) == 0
-    assert heatmap_loss(predicted, target, everything, 4, 0, trusted) == pytest.approx(36 * 0.25 / (2 * 12.57))
-    # The 15 background pixels of the trusted photo weigh 1 + 2 * 0.5.
-    assert heatmap_loss(predicted, target, everything, 0, 2, trusted) == pytest.approx(47 * 0.25 / (2 * 12.57))
+    assert heatmap_loss(predicted, target, everything * 0, 4, 4, empty) == 0
+    assert heatmap_loss(predicted, target, everything, 4, 0, empty) == pytest.approx(36 * 0.25 / (2 * 12.57))
+    # The 15 pixels where nobody is weigh 1 + 2 * 0.5.
+    assert heatmap_loss(predicted, target, everything, 0, 2, empty) == pytest.approx(47 * 0.25 / (2 * 12.57))
 
 
 def test_tags_of_two_people_are_pushed_apart_from_almost_equal() -> None:
