@@ -126,13 +126,24 @@ def share(hits: NDArray[np.bool_]) -> float:
 
 
 def align(annotations: COCO, joint_set: JointSet) -> list[int]:
-    """Leave to annotations the joints that a model has too, in its order; returns which of the model's these are."""
-    category = annotations.cats[min(annotations.cats)]
-    labelled = list(category.get("keypoints") or JOINTS.joints)
+    """Leave to annotations the joints that a model has too, in its order; returns which of the model's these are.
+
+    Categories with the same keypoints become one.
+
+    Raises:
+        ValueError: if there are some with others
+    """
+    categories = [annotations.cats[number] for number in sorted(annotations.cats)]
+    named = [category for category in categories if category.get("keypoints")] or categories[:1]
+    labelled = list(named[0].get("keypoints") or JOINTS.joints)
+    if any(category.get("keypoints", labelled) != labelled for category in named):
+        raise ValueError("The annotations have several categories with other keypoints each; use a file with one.")
     columns = [k for k, joint in enumerate(joint_set.joints) if joint in labelled]
     chosen = [labelled.index(joint_set.joints[k]) for k in columns]
-    people = annotations.dataset["annotations"]
-    annotations.dataset["annotations"] = [coco.chosen_joints(person, chosen) for person in people]
+    ids = {category["id"] for category in named}
+    people = [person for person in annotations.dataset["annotations"] if person["category_id"] in ids]
+    people = [{**coco.chosen_joints(person, chosen), "category_id": 1} for person in people]
+    annotations.dataset["annotations"], annotations.dataset["categories"] = people, [{**named[0], "id": 1}]
     annotations.createIndex()
     return columns
 

@@ -136,14 +136,17 @@ class Sources:
         return read_labels(document, self.pairing.columns, image.wh, image.annotations, self.annotated)
 
     def people(self, fields: dict[str, Any], image: Image) -> Floats | None:
-        """Places (Q, K, 2) of the joints of the people that the run found, pixels, NaN = absent; None = it has none.
+        """Places (Q, K, 2) of the joints of the people that the run found, pixels, NaN = absent.
+
+        None where it stored none: no run of it looked for people in this sample.
 
         Raises:
             ValueError: if they have other joints
         """
-        if self.people_field is None:
+        document = fields[self.people_field] if self.people_field else None
+        if document is None:
             return None
-        people = (fields[self.people_field] or {}).get("keypoints") or []
+        people = document.get("keypoints") or []
         if not people:
             return np.zeros((0, len(self.people_columns), 2))
         if any(len(person["points"]) <= max(self.people_columns) for person in people):
@@ -167,11 +170,14 @@ def _coco_id_field(dataset: fo.Dataset, gt_field: str) -> str | None:
 
 
 def _annotated(annotations: Annotations | None, pairing: Pairing) -> list[int]:
-    """Which joints of the annotations are those of the labels."""
+    """Which joints of the annotations are those of the labels: by the labels' names, else by those of the maps."""
     if annotations is None:
         return []
     wanted = [pairing.labels[column] for column in pairing.columns]
     same = skeletons.match_names(wanted, annotations.joints)
+    others = [joint for joint in annotations.joints if joint not in same.values()]
+    by_map = skeletons.match_names(pairing.names, others)
+    same = {label: by_map[name] for label, name in zip(wanted, pairing.names, strict=True) if name in by_map} | same
     missing = [name for name in wanted if name not in same]
     if missing:
         raise ValueError(f"The annotations have no joint {', '.join(missing)}, only {', '.join(annotations.joints)}.")

@@ -24,7 +24,7 @@ NOT_FOUND = "not found"  # of images in the annotations
 
 def size_of(area: float) -> str:
     """COCO's word for a person's size."""
-    return next(name for name, limit in SIZES.items() if area <= limit)
+    return next((name for name, limit in SIZES.items() if area <= limit), "large")  # NaN is below nothing
 
 
 def summarise(dataset: fo.Dataset, key: str, sources: Sources) -> dict[str, Any]:
@@ -39,9 +39,10 @@ def summarise(dataset: fo.Dataset, key: str, sources: Sources) -> dict[str, Any]
             continue
         counts.add(fields, image, labels)
         image_id = image.coco_id if sources.annotations else number
-        if sources.people_field and image_id is not None and image_id not in seen:
+        stored = fields[sources.people_field] if sources.people_field else None  # None: nobody was looked for
+        if stored is not None and image_id is not None and image_id not in seen:
             seen.add(image_id)
-            people = coco.results(fields[sources.people_field], sources.people_columns, image.wh)
+            people = coco.results(stored, sources.people_columns, image.wh)
             precision.add(image_id, _annotations(sources, image, labels), people)
     return {**counts.results(), "images_for_ap": len(seen), "figures": precision.figures() if seen else None}
 

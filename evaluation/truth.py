@@ -59,8 +59,9 @@ class Annotations:
         try:
             data = Path(path).read_bytes()
             content = json.loads(data)
-            category = next(category for category in content["categories"] if category.get("keypoints"))
-            self.joints: tuple[str, ...] = tuple(category["keypoints"])
+            named = [category for category in content["categories"] if category.get("keypoints")]
+            self.joints: tuple[str, ...] = tuple(named[0]["keypoints"])
+            same = {category["id"] for category in named if tuple(category["keypoints"]) == self.joints}
             self.images: dict[int, dict[str, Any]] = {image["id"]: image for image in content["images"]}
             self._by_name: dict[str, int] = {}
             for image in content["images"]:  # the same name in several folders is nobody's
@@ -68,17 +69,22 @@ class Annotations:
                 self._by_name[name] = -1 if name in self._by_name else image["id"]
             self._people: dict[int, list[dict[str, Any]]] = defaultdict(list)
             for annotation in content["annotations"]:
-                if annotation["category_id"] == category["id"] and "keypoints" in annotation:
+                if annotation["category_id"] in same and "keypoints" in annotation:
                     person = _counted(annotation, len(self.joints))
                     if person["bbox"] or any(person["keypoints"][2::3]):  # else it is nowhere
                         self._people[annotation["image_id"]].append(person)
         except OSError as error:
             raise ValueError(f"The annotations {path} cannot be read: {error.strerror}.") from error
-        except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(
                 f"{path} is not a COCO keypoint file: it needs images, annotations with keypoints, and a category that "
                 "names them, as person_keypoints_val2017.json has."
             ) from error
+        if len(same) < len(named):
+            raise ValueError(
+                f"{path} has several categories with other keypoints each, of which only one can be compared. Make a "
+                "file with the annotations of one of them."
+            )
         self.sha256 = hashlib.sha256(data).hexdigest()
 
     def find(self, coco_id: Any, filepath: str) -> tuple[dict[str, Any], str] | None:
@@ -101,6 +107,7 @@ def _counted(annotation: dict[str, Any], joints: int) -> dict[str, Any]:
     """
     keypoints = annotation["keypoints"] or [0] * (3 * joints)
     box = annotation.get("bbox") or None
+    box = box if np.isfinite(np.array(box or 0, float)).all() else None
     if len(keypoints) != 3 * joints or len(box or range(4)) != 4:
         raise ValueError
     counted = {"num_keypoints": sum(visible > 0 for visible in keypoints[2::3]), "iscrowd": 0}
@@ -110,7 +117,7 @@ def _counted(annotation: dict[str, Any], joints: int) -> dict[str, Any]:
 
 def _measured(person: dict[str, Any], image_wh: tuple[float, float]) -> dict[str, Any]:
     """An annotation with area and box, and where the area comes from."""
-    area, box = person.get("area"), person["bbox"]
+    area, box = _positive(person.get("area")), person["bbox"]
     if area and box:
         return {**person, AREA_FROM: FROM_ANNOTATIONS}
     places = np.reshape(np.array(person["keypoints"], float), (-1, 3))
@@ -198,14 +205,19 @@ def _extent(
     box = np.full(4, np.nan)
     if label.get("bounding_box"):
         box = _corners(np.array(label["bounding_box"], float).reshape(2, 2) * image_wh)
-    if label.get("area"):
-        return max(float(label["area"]), 1.0), _or_joints(box, there, float(label["area"])), FROM_ATTRIBUTES
+    if area := _positive(label.get("area")):
+        return max(area, 1.0), _or_joints(box, there, area), FROM_ATTRIBUTES
     if not np.isnan(box).any():
         return max(OF_BOX * float(np.prod(box[2:] - box[:2])), 1.0), box, FROM_ATTRIBUTES
     if not len(there):
         return 1.0, box, ESTIMATED
     area = _area_of_joints(there, image_wh)
     return area, _or_joints(box, there, area), ESTIMATED
+
+
+def _positive(area: Any) -> float | None:
+    """An area, or None where it is none: files and attributes may hold anything, also NaN."""
+    return float(area) if isinstance(area, (int, float)) and 0 < area < np.inf else None
 
 
 def _area_of_joints(points: Floats, image_wh: tuple[float, float]) -> float:

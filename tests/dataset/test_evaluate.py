@@ -254,6 +254,22 @@ def test_a_missing_ap_is_explained(operator, made: fo.Dataset, people: list, tmp
     assert "no AP: the run stored no people" in summary.sentences(results)
 
 
+def test_a_sample_whose_run_stored_no_people_does_not_count_for_ap(operator, made: fo.Dataset):
+    last = made.last()
+    last.pose_keypoints = None
+    last.save()
+    results = operator(made, gt_field="people").results
+    assert (results["samples"], results["images_for_ap"]) == (COUNT, COUNT - 1)
+    assert results["figures"]["ap"] == pytest.approx(1)
+    assert made.last().eval_oks is None
+    assert made.last().people.keypoints[0].eval_oks is None
+
+
+def test_an_area_that_is_no_number_does_not_stop_it(operator, made: fo.Dataset):
+    made.set_values("people.keypoints.area", [[float("nan")] * len(s.people.keypoints) for s in made])
+    assert operator(made, gt_field="people").results["areas_from"]["attributes"] == 0
+
+
 def test_a_file_that_is_no_annotations_is_refused(operator, made: fo.Dataset, tmp_path: Path):
     (tmp_path / "list.json").write_text("[1, 2]")
     for path, words in ((tmp_path / "list.json", "not a COCO keypoint file"), (tmp_path / "no.json", "cannot be read")):
@@ -281,6 +297,17 @@ def test_joints_are_compared_by_name_or_as_mapped(operator, made: fo.Dataset):
     assert again.results["joints"] == list(COCO.joints)
     with pytest.raises(ValueError, match="same joint of the maps"):
         operator(made, gt_field="people", eval_key="other", joints={"Snout": "nose", "Paw": "nose"})
+
+
+def test_joints_that_are_mapped_are_found_in_the_annotations_too(
+    operator, made: fo.Dataset, people: list, tmp_path: Path
+):
+    made.skeletons["people"] = fo.KeypointSkeleton(labels=["Snout", *COCO.joints[1:]], edges=[])
+    made.save()
+    annotations = coco_file(tmp_path / "coco.json", people)
+    results = operator(made, gt_field="people", annotations=annotations, joints={"Snout": "nose"}).results
+    assert results["joints"] == list(COCO.joints)
+    assert results["figures"]["ap"] == pytest.approx(1)
 
 
 def test_without_a_skeleton_the_number_of_joints_tells(operator, made: fo.Dataset):

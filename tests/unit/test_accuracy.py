@@ -66,3 +66,25 @@ def test_three_of_a_hundred_images_exceed_the_threshold_of_false_alarms(
     assert figures["false_alarm_rate"] == pytest.approx(0.74)  # 26 to 99 reach 0.2
     assert figures["joint_recall"] == 0.5
     assert figures["recall_at_fa3"] == 0.5  # 200 exceeds 192
+
+
+def test_categories_with_the_same_keypoints_become_one():
+    people = [
+        {**PERSON, "id": number, "image_id": 1, "category_id": number, "num_keypoints": 2, "bbox": [0, 0, 9, 9]}
+        for number in (3, 7)
+    ]
+    ball = {"id": 5, "image_id": 1, "category_id": 2, "area": 4, "bbox": [0, 0, 2, 2], "iscrowd": 0}
+    categories = [{"id": number, "name": str(number), "keypoints": list(JOINTS.joints)} for number in (3, 7)]
+
+    def annotations(other: list[dict]) -> COCO:
+        made = COCO()
+        made.dataset = {"images": [{"id": 1}], "annotations": [*people, ball], "categories": [{"id": 2}, *other]}
+        made.createIndex()
+        return made
+
+    merged = annotations(categories)
+    assert accuracy.align(merged, JOINTS) == list(range(17))
+    assert merged.getCatIds() == [1]
+    assert [person["id"] for person in merged.imgToAnns[1]] == [3, 7]
+    with pytest.raises(ValueError, match="several categories"):
+        accuracy.align(annotations([categories[0], {**categories[1], "keypoints": ["tail"]}]), JOINTS)
