@@ -8,7 +8,6 @@ arrays, which FiftyOne cannot show from files, are converted to 8-bit PNG.
 from __future__ import annotations
 
 import itertools
-import os
 import time
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from pymongo import UpdateOne
 
 from . import runs
+from .batching import usable_cores
 from .file_index import ARRAY, MATCHES, MAX_LISTED, Index, Matching, patterns
 from .map_files import MapWriter, check_writable
 from .views import bulk_write, change, pages, take_back, target_problem
@@ -124,16 +124,21 @@ def process(
         writer = None
         if matching.arrays:
             writer = stack.enter_context(MapWriter(str(record.maps_dir), record.run_id))
-        threads = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
+        threads = stack.enter_context(ThreadPoolExecutor(usable_cores()))
         samples = pages(view)
         while batch := list(itertools.islice(samples, BATCH)):
             work = [(sample_id, image, index.maps_of(image)) for sample_id, image in batch]
             values = threads.map(lambda item: _labels(item[0], item[2], matching, writer), work)
             updates: list[UpdateOne] = []
+            verdicts = runs.verdicts(record)
+            failed: list[str] = []
             try:
                 for (sample_id, image, _), labels in zip(work, values, strict=True):
-                    updates.append(_update(record, sample_id, image, labels, state))
+                    updates.append(_update(record, sample_id, image, labels, state, verdicts))
+                    failed += [sample_id] if isinstance(labels, str) else []
                 bulk_write(dataset, updates)
+                for sample_id in failed if writer else ():  # whose files of an earlier call nothing refers to any more
+                    writer.remove(sample_id)
             except OSError:  # of a file; its folder goes with the run
                 if runs.is_current(record):
                     raise
@@ -219,8 +224,6 @@ def _labels(
             converted = {name: convert(path, matching.range) for name, path in arrays.items()}
             labels |= {name: fo.Heatmap(map_path=path) for name, path in writer.write(sample_id, converted).items()}
     except ValueError as error:
-        if writer:
-            writer.remove(sample_id)
         return str(error)
     return {name: label.to_dict() for name, label in labels.items()}
 
@@ -280,18 +283,23 @@ def convert(path: str, values_range: tuple[float, float]) -> NDArray[np.uint8]:
 
 
 def _update(
-    record: runs.Record, sample_id: str, image: str, labels: dict[str, dict[str, Any]] | str, state: Attached
+    record: runs.Record,
+    sample_id: str,
+    image: str,
+    labels: dict[str, dict[str, Any]] | str,
+    state: Attached,
+    verdicts: tuple[str, ...],
 ) -> UpdateOne:
     """What to write for a sample; counts it in the state."""
     status = runs.field_name(record.label_field, "status")
     values: dict[str, Any]
-    others: tuple[str, ...] = ()
+    others = verdicts if labels else ()  # on earlier maps
     if isinstance(labels, str):
         state.failed += 1
         if len(state.failures) < MAX_LISTED:
             state.failures.append((image, labels))
         values = {**dict.fromkeys(state.fields), status: labels}
-        others = record.fields
+        others += record.fields
     elif labels:
         state.done += 1
         state.files += len(labels)

@@ -44,15 +44,17 @@ def _seconds_per_pass(model: str, checkpoint: str | None, input_size: int, devic
 
 
 def seconds_per_image(settings: Settings) -> float:
-    """Measured with the network on this machine, once per process and choice of model, size and device.
+    """Measured with the network on this machine, once per process and choice of model and device.
 
     Raises:
         ValueError: if the model cannot be loaded
     """
     entry = checkpoints.find_model(settings.model, settings.checkpoint)
-    size = settings.input_size or entry.input_size
-    passes = sum(scale**2 for scale in settings.scales) * (2 if settings.flip else 1)
-    return OVERHEAD * passes * _seconds_per_pass(settings.model, settings.checkpoint, size, settings.device)
+    # Not at the size that is chosen: a form would measure anew at every digit that is typed.
+    larger = (settings.input_size or entry.input_size) / entry.input_size
+    passes = sum((scale * larger) ** 2 for scale in settings.scales) * (2 if settings.flip else 1)
+    seconds = _seconds_per_pass(settings.model, settings.checkpoint, entry.input_size, settings.device)
+    return OVERHEAD * passes * seconds
 
 
 def known_sizes(view: fo.core.collections.SampleCollection) -> list[tuple[int, int]]:

@@ -3,8 +3,9 @@
     <maps_dir>/<run id>/<last two hex digits of the sample id>/<sample id>/<name>.png
 
 A writer fills a folder of its own below `<maps_dir>/<run id>/.partial/` and moves it into place when it is complete. It
-holds a lock on that folder as long as it lives, so that a later run can tell a killed writer's leftovers from
-the work of a writer beside it.
+holds a lock on that folder as long as it lives, so that a later run on the same machine can tell a killed writer's
+leftovers from the work of a writer beside it. Those of other machines it leaves alone: many network file systems grant
+a lock that another machine holds.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import socket
 import uuid
 from collections.abc import Container, Iterator
 from functools import lru_cache
@@ -29,6 +31,7 @@ except ImportError:  # Windows has no fcntl: leftovers of killed writers stay un
     fcntl = None  # type: ignore[assignment]
 
 PARTIAL = ".partial"
+HOST = f"{socket.gethostname()}-"
 ATTEMPTS = 10  # to find the folder of writers while others come and go
 
 
@@ -94,7 +97,7 @@ class MapWriter:
         self._lock: IO[bytes]
 
     def __enter__(self) -> MapWriter:
-        self._own = self._partial / uuid.uuid4().hex
+        self._own = self._partial / f"{HOST}{uuid.uuid4().hex}"
         for attempts_left in reversed(range(ATTEMPTS)):
             self._partial.mkdir(parents=True, exist_ok=True)
             try:
@@ -205,7 +208,7 @@ def _try_lock(file: IO[bytes]) -> bool:
 
 
 def _sweep(partial: Path) -> None:
-    """Remove what killed writers left: locks that nobody holds, and their folders."""
+    """Remove what killed writers of this machine left: locks that nobody holds, and their folders."""
     for lock in _listed(partial, ".lock"):
         with contextlib.suppress(OSError), lock.open("rb+") as file:
             if _try_lock(file):
@@ -214,4 +217,4 @@ def _sweep(partial: Path) -> None:
 
 
 def _listed(folder: Path, suffix: str) -> Iterator[Path]:
-    return (path for path in folder.iterdir() if path.suffix == suffix)
+    return (path for path in folder.iterdir() if path.suffix == suffix and path.name.startswith(HOST))

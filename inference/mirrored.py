@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from . import checkpoints
+from .batching import usable_cores
 from .images import read_image
 from .joints import JointSet
 from .maps import make_maps
@@ -80,7 +80,7 @@ def look(
     samples = iter(samples)
     reading: deque[tuple[str, str, Future[PreparedImage]]] = deque()
     waiting: dict[tuple, list[tuple[str, str, PreparedImage]]] = {}  # by shape
-    readers = ThreadPoolExecutor(num_readers or max(1, (os.cpu_count() or 1) // 2), "read")
+    readers = ThreadPoolExecutor(num_readers or max(1, usable_cores() // 2), "read")
     try:
         while True:
             free = READ_AHEAD - len(reading) - sum(map(len, waiting.values()))

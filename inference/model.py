@@ -16,6 +16,7 @@ from typing import Any
 import fiftyone as fo
 import fiftyone.core.models as fom
 import numpy as np
+from bson import ObjectId
 from numpy.typing import NDArray
 
 from . import checkpoints, runs
@@ -91,7 +92,8 @@ class PoseHeatmapModel(fom.SamplesMixin, fom.Model):
         with ThreadPoolExecutor() as threads:
             images = list(threads.map(self._predictor.prepare, args))
             labeller = self._labeller(samples)
-            ids = [sample.id for sample in samples] if samples is not None else [""] * len(images)
+            # A frame of a video has no id before it is saved.
+            ids = [sample.id or str(ObjectId()) for sample in samples] if samples is not None else [""] * len(images)
             return list(threads.map(labeller.labels, self._see(images), ids))
 
     def _see(self, images: list[PreparedImage]) -> list[Seen]:
@@ -152,5 +154,9 @@ def _model_class() -> type[PoseHeatmapModel]:
         @property
         def has_collate_fn(self) -> bool:
             return True  # lists of arrays of any sizes: TorchModelMixin's own
+
+        @property
+        def _using_gpu(self) -> bool:
+            return False  # FiftyOne's loaders ask with pin_memory=True; batches are lists, of which nothing is pinned
 
     return LoaderPoseHeatmapModel

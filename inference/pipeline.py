@@ -19,8 +19,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import bson
@@ -31,7 +32,7 @@ from bson import ObjectId
 from pymongo import UpdateOne
 
 from . import checkpoints, labels, recording, runs, weights
-from .batching import automatic_batch_size
+from .batching import automatic_batch_size, usable_cores
 from .images import read_image
 from .joints import JointSet
 from .map_files import MapWriter, check_writable
@@ -46,8 +47,10 @@ TOO_LARGE = (
     "fewer joints."
 )
 MAX_CPU_BATCHES = 4  # at once; more would need much memory and not be faster
+MAX_GPU_WRITERS = 6  # each holds a batch of up to 32 images
 FULL = (errno.ENOSPC, errno.EDQUOT)
-UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ESTALE)  # the folder, not one sample's files
+# Of the folder, not of one sample's files.
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTCONN)
 
 
 @dataclass
@@ -91,6 +94,7 @@ class Progress:
 class _Outcome:
     """How it went for one sample."""
 
+    sample_id: str
     filepath: str
     problem: str | None
 
@@ -182,7 +186,8 @@ def process(
     Raises:
         ValueError: before anything is written, if the view, the settings, a field or the folder cannot work
         CheckpointError: if the weights cannot be used
-        OSError: if the disk is full or the database stays away; what was finished stays, and a later run goes on
+        OSError: if the disk is full, the database stays away, or the photos of maps that are to be replaced do; what
+            was finished stays, and a later run goes on
         RuntimeError: if another call replaces or deletes the run meanwhile
     """
     started = time.monotonic()
@@ -219,7 +224,7 @@ def process(
         files = None
         if settings.storage == "files":
             files = stack.enter_context(MapWriter(str(settings.maps_dir), record.run_id))
-        stages = _Stages(dataset, settings, predictor, record, files, model.entry.joint_set, state)
+        stages = _Stages(dataset, settings, predictor, record, files, model.entry.joint_set, state, not skip_existing)
         for _ in stages.work_through(todo):
             state.seconds = time.monotonic() - started
             yield state
@@ -245,6 +250,18 @@ def _load(
     return model, Predictor(model.network, flipped, input_size, flip_test=flip, scales=scales, device=device)
 
 
+def _must_work(device: torch.device) -> None:
+    """Raises RuntimeError where a GPU cannot be used any more in this process: no image is to blame then."""
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        _load.cache_clear()
+        raise RuntimeError(
+            f"The run stopped because {device} failed ({str(error).splitlines()[0]}). Start this process anew, and run "
+            "again: finished samples are kept."
+        ) from error
+
+
 class _Stages:
     """The three stages of a run and what they share."""
 
@@ -257,6 +274,7 @@ class _Stages:
         files: MapWriter | None,
         joint_set: JointSet,
         state: Progress,
+        again: bool,
     ):
         self.dataset = dataset
         self.settings = settings
@@ -265,16 +283,18 @@ class _Stages:
         self.files = files
         self.labeller = labels.Labeller(settings, joint_set, files)
         self.state = state
-        cores = os.cpu_count() or 1
+        self.again = again  # also samples that are done
+        cores = usable_cores()
         on_cpu = predictor.device.type == "cpu"
         self.batch_size = settings.batch_size or automatic_batch_size(predictor, self._see)
         self.num_readers = settings.num_readers or max(1, cores // 2)
         batches_at_once = min(cores, MAX_CPU_BATCHES) if on_cpu else 1
         # More workers than batches: while one writes, another takes its place.
-        self.num_workers = batches_at_once + (1 if on_cpu else max(2, cores // 2))
+        self.num_workers = batches_at_once + (1 if on_cpu else min(max(2, cores // 2), MAX_GPU_WRITERS))
         self._network_slots = threading.BoundedSemaphore(self.num_workers if on_cpu else 1)
         self._threads_per_batch = max(1, cores // batches_at_once) if on_cpu else torch.get_num_threads()
         self._failed: list[_Failure] = []  # of samples that did not come to the workers
+        self._verdicts: tuple[str, ...] = ()  # on earlier maps
 
     def work_through(self, todo: fo.DatasetView) -> Iterator[None]:
         """Yields after each batch that was written."""
@@ -319,7 +339,8 @@ class _Stages:
             try:
                 image, seconds = future.result()
             except Exception as error:
-                self._failed.append((sample_id, filepath, str(error)))
+                self._must_be_there(Path(filepath).parent)
+                self._failed.append((sample_id, filepath, str(error) or type(error).__name__))
                 if len(self._failed) == MAX_LISTED:
                     yield []  # nothing to infer, but failures to write
                 continue
@@ -331,6 +352,21 @@ class _Stages:
             if len(same_shape) >= self.batch_size:
                 yield waiting.pop(image.shape)
         yield from waiting.values()
+
+    def _must_be_there(self, folder: Path) -> None:
+        """Stop where a folder of photos went away and maps that were made of them would go, too."""
+        if not self.again and not self.record.previous:
+            return
+        try:
+            with os.scandir(folder):
+                return
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"The run stopped because the photos in {folder} cannot be read ({error.strerror}), and going on would "
+                "delete the maps that they have. Make them available and run again, or run on a view without them: "
+                "finished samples are kept",
+            ) from error
 
     def _read(self, filepath: str) -> tuple[PreparedImage, float]:
         started = time.perf_counter()
@@ -352,8 +388,11 @@ class _Stages:
         try:
             return items, self._see([item.image for item in items]), []
         except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):  # later batches are smaller from the start
-                self.batch_size = min(self.batch_size, (len(items) + 1) // 2)  # not 1 where 3 were too many
+            if isinstance(error, torch.OutOfMemoryError):
+                if len(items) > 1:  # later batches are smaller from the start; one image says nothing about others
+                    self.batch_size = min(self.batch_size, (len(items) + 1) // 2)  # not 1 where 3 were too many
+            elif self.predictor.device.type == "cuda":
+                _must_work(self.predictor.device)
             if len(items) == 1:
                 reason = f"The network failed on it: {str(error).splitlines()[0]}"
                 return [], [], [(items[0].sample_id, items[0].filepath, reason)]
@@ -370,8 +409,11 @@ class _Stages:
         """Files first, then one bulk write, also of samples that failed before."""
         if not runs.is_current(self.record):
             raise RuntimeError(runs.gone(self.settings.label_field))
-        outcomes = [_Outcome(filepath, reason) for _, filepath, reason in failed]
-        updates = [self._update(sample_id, self._nothing(sample_id, reason)) for sample_id, _, reason in failed]
+        self._verdicts = runs.verdicts(self.record)
+        if self.again and self.files:
+            self._undo_done([*(sample_id for sample_id, _, _ in failed), *(item.sample_id for item in items)])
+        outcomes = [_Outcome(*failure) for failure in failed]
+        updates = [self._update(sample_id, {"status": reason}) for sample_id, _, reason in failed]
         for item, image in zip(items, seen, strict=True):
             try:
                 values = self.labeller.documents(image, item.sample_id)
@@ -391,8 +433,8 @@ class _Stages:
                     ) from error
                 problem = f"Its maps could not be written: {error}."
             if problem:
-                values = self._nothing(item.sample_id, problem)
-            outcomes.append(_Outcome(item.filepath, problem))
+                values = {"status": problem}
+            outcomes.append(_Outcome(item.sample_id, item.filepath, problem))
             updates.append(self._update(item.sample_id, values))
         try:
             bulk_write(self.dataset, updates)
@@ -401,15 +443,24 @@ class _Stages:
         if not runs.is_current(self.record):  # replaced or deleted between the look above and the update
             self._take_back([*(sample_id for sample_id, _, _ in failed), *(item.sample_id for item in items)])
             raise RuntimeError(runs.gone(self.settings.label_field))
+        if self.files:
+            for outcome in outcomes:
+                if outcome.problem is not None:  # it has none of the run's labels any more, and no files
+                    self.files.remove(outcome.sample_id)
         return outcomes
+
+    def _undo_done(self, sample_ids: list[str]) -> None:
+        """No sample counts as done while its files are replaced: whatever happens then, it is done again."""
+        status = runs.field_name(self.settings.label_field, "status")
+        which = {"_id": {"$in": [ObjectId(one) for one in sample_ids]}, status: runs.DONE}
+        patiently(lambda: self.dataset._sample_collection.update_many(which, {"$set": {status: None}}))
 
     def _write_one(self, outcome: _Outcome, update: UpdateOne) -> _Outcome:
         try:
             bulk_write(self.dataset, [update])
         except ValueError:
-            sample_id = str(update._filter["_id"])
-            bulk_write(self.dataset, [self._update(sample_id, self._nothing(sample_id, TOO_LARGE))])
-            return _Outcome(outcome.filepath, TOO_LARGE)
+            bulk_write(self.dataset, [self._update(outcome.sample_id, {"status": TOO_LARGE})])
+            return replace(outcome, problem=TOO_LARGE)
         return outcome
 
     def _take_back(self, sample_ids: list[str]) -> None:
@@ -420,16 +471,10 @@ class _Stages:
             for one in sample_ids:
                 self.files.remove(one)
 
-    def _nothing(self, sample_id: str, problem: str) -> dict[str, Any]:
-        """A sample that failed has none of the run's labels, and no files."""
-        if self.files:
-            self.files.remove(sample_id)
-        return {"status": problem}
-
     def _update(self, sample_id: str, values: dict[str, Any]) -> UpdateOne:
         prefix = f"{self.settings.label_field}_"
         done = values["status"] == runs.DONE  # then maps of joints that this call does not make stay
-        others = self.record.replaced if done else self.record.fields
+        others = (*(self.record.replaced if done else self.record.fields), *self._verdicts)
         written = {prefix + name: value for name, value in values.items()}
         return UpdateOne({"_id": ObjectId(sample_id)}, change({**dict.fromkeys(self.state.fields), **written}, others))
 

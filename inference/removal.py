@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import fiftyone as fo
+from fiftyone.core.odm import get_db_conn
 
 from . import runs
 from .map_files import delete_maps
@@ -121,7 +122,21 @@ def _delete(dataset: fo.Dataset, record: runs.Record, delete_files: bool) -> Gen
 
 
 def is_shown(dataset: fo.Dataset, folder: Path) -> bool:
-    """Whether a heatmap field of any sample, of this run or cloned or renamed, refers to a file below a folder."""
+    """Whether a sample refers to a file below a folder: of this dataset, or of one that was cloned from it."""
+    return any(_shows(one, folder) for one in (dataset, *_clones(dataset)))
+
+
+def _shows(dataset: fo.Dataset, folder: Path) -> bool:
+    """Whether a heatmap field of any sample, of a run or cloned or renamed, refers to a file below a folder."""
     inside = {"$regex": "^" + re.escape(str(folder) + os.sep)}
     conditions: list[dict[str, Any]] = [{f"{name}.map_path": inside} for name in runs.heatmap_fields(dataset)]
     return bool(conditions) and all_samples(dataset).match({"$or": conditions}).limit(1).count() > 0
+
+
+def _clones(dataset: fo.Dataset) -> Iterator[fo.Dataset]:
+    """The datasets with a record of a run of this one: a clone takes over the records."""
+    database = get_db_conn()
+    copied = {"config.dataset_id": runs.dataset_id(dataset), "_dataset_id": {"$ne": dataset._doc.id}}
+    ids = database["runs"].distinct("_dataset_id", {"config.made_by": runs.METHOD, **copied})
+    for found in database["datasets"].find({"_id": {"$in": ids}}, ["name"]):
+        yield fo.load_dataset(found["name"])

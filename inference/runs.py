@@ -234,6 +234,17 @@ def is_current(record: Record) -> bool:
     return patiently(lambda: get_db_conn()["runs"].count_documents(where, limit=1)) > 0
 
 
+def verdicts(record: Record) -> tuple[str, ...]:
+    """The status fields of evaluations, comparisons and indices of a run: to be emptied where its maps change.
+
+    Then these samples are judged anew by the next call.
+    """
+    names = [{f"config.record.settings.{name}": record.label_field} for name in ("label_field", "other_field")]
+    where = {"_dataset_id": ObjectId(record.dataset_id), "$or": names}
+    found = patiently(lambda: list(get_db_conn()["runs"].find(where, ["key"])))
+    return tuple(field_name(run["key"], "status") for run in found)
+
+
 def gone(label_field: str) -> str:
     """What is told to a process whose run was replaced or deleted by another one."""
     return (

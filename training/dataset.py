@@ -155,10 +155,8 @@ def random_affine(
         centre += rng.uniform(-0.12, 0.12, 2) * size / scale
         angle = rng.uniform(-30, 30)
     elif alarms and kind < options["zoom"] + options["background"] and rng.random() < ALARM_SHARE:
-        values = np.array(alarms)
         scale = size / min(width, height) * log_uniform(rng, options["background_range"])
-        centre = values[rng.choice(len(values), p=values[:, 2] / values[:, 2].sum()), :2]
-        centre = centre + rng.uniform(-0.3, 0.3, 2) * size / scale
+        centre = alarms[rng.integers(len(alarms))][:2] + rng.uniform(-0.3, 0.3, 2) * size / scale
     elif people and trusted(photo) and kind < options["zoom"] + options["background"]:
         boxes = np.array([box for box in (*[p["bbox"] for p in people], *record["ignore"])])
         best = np.inf

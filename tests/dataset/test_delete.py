@@ -123,6 +123,23 @@ def test_a_clone_loses_its_run_and_the_original_keeps_its_files(
     assert runs.counts(made, "pose") == (1, 0)
 
 
+def test_files_that_a_clone_shows_stay_when_the_original_loses_its_run(
+    delete, dataset: Callable, photos: Path, tmp_path: Path
+):
+    made = dataset([photos / "rocket.jpg"])
+    run(made, maps_dir=tmp_path)
+    clone = made.clone(f"{made.name}-backup", persistent=True)
+    paths = {Path(clone.first()[name].map_path) for name in ("pose_max", "pose_nose")}
+    try:
+        settings = pipeline.Settings(maps=("max", "nose"), input_size=128, maps_dir=str(tmp_path))
+        pipeline.run(made, settings, existing="replace", progress=False)
+        assert files_in(tmp_path) == paths | {Path(made.first()[name].map_path) for name in ("pose_max", "pose_nose")}
+        assert delete(made, "pose") == 2
+        assert files_in(tmp_path) == paths
+    finally:
+        fo.delete_dataset(clone.name)
+
+
 def test_attached_originals_stay_and_converted_maps_go(delete, dataset: Callable, photos: Path, tmp_path: Path):
     made = dataset([photos / "rocket.jpg"])
     before = everything(made)

@@ -107,6 +107,14 @@ def test_map_files_lie_below_the_chosen_folder(
     assert not list(folder.rglob(".partial"))
 
 
+def test_a_frame_that_is_not_saved_yet_gets_files(photos: Path, tmp_path: Path) -> None:
+    model = foz.load_zoo_model("higherhrnet-lite-coco", maps_dir=str(tmp_path), **SETTINGS)
+    image = cv2.imread(str(photos / "rocket.jpg"))[..., ::-1]
+    with model:
+        labels = model.predict(image, sample=fo.Sample(filepath=str(photos / "rocket.jpg")))
+    assert Path(labels["max"].map_path).is_file()
+
+
 def test_an_unknown_setting_is_named() -> None:
     with pytest.raises(ValueError, match="resolutoin"):
         foz.load_zoo_model("higherhrnet-lite-coco", resolutoin="image")

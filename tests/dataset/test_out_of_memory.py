@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -62,6 +63,27 @@ def test_an_image_that_does_not_fit_by_itself_fails_alone(dataset: Callable, tmp
     statuses = dict(zip(made.values("filepath"), made.values("pose_status"), strict=True))
     assert statuses[str(square)] == "done"
     assert statuses[str(wide)] == ("The network failed on it: CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_an_image_that_does_not_fit_by_itself_does_not_make_other_batches_smaller():
+    def refuse(_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    stages = SimpleNamespace(batch_size=8, predictor=SimpleNamespace(device=torch.device("cpu")), _see=refuse)
+    item = pipeline._Item("6a00000000000000000000ab", "wide.png", SimpleNamespace())
+    assert pipeline._Stages._infer(stages, [item])[2] == [
+        (item.sample_id, "wide.png", "The network failed on it: CUDA out of memory")
+    ]
+    assert stages.batch_size == 8
+
+
+def test_a_gpu_that_failed_for_good_is_not_blamed_on_images(monkeypatch: pytest.MonkeyPatch):
+    def broken(_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nMore about it")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    with pytest.raises(RuntimeError, match=r"^The run stopped because cuda:0 failed \(CUDA error: .* encountered\)"):
+        pipeline._must_work(torch.device("cuda:0"))
 
 
 def test_the_automatic_batch_is_the_power_of_two_that_fits():

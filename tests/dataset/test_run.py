@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -428,6 +429,56 @@ def test_other_settings_are_refused_by_name(photos_run: tuple[fo.Dataset, Path])
         run(made, maps_dir, existing="overwrite")
     assert files_in(maps_dir) == before
     assert runs.counts(made, "pose") == (6, 0)
+
+
+def test_a_sample_is_not_done_while_its_maps_are_made_again(
+    dataset: Callable, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "photos").mkdir()
+    for name in ("rocket.jpg", "coffee.png"):
+        shutil.copy(photos / name, tmp_path / "photos" / name)
+    made = dataset(tmp_path / "photos")
+    run(made, tmp_path / "maps")
+    files = files_in(tmp_path / "maps")
+    (tmp_path / "photos" / "rocket.jpg").write_bytes(b"")
+
+    def database_is_away(*_: object) -> None:
+        raise ConnectionError("away")
+
+    with monkeypatch.context() as context:
+        context.setattr(pipeline, "bulk_write", database_is_away)
+        with pytest.raises(ConnectionError, match="away"):
+            run(made, tmp_path / "maps", skip_existing=False)
+    made.reload()
+    assert made.values("pose_status") == [None, None]
+    assert files_in(tmp_path / "maps") == files
+
+    state = run(made, tmp_path / "maps")
+    assert (state.done, state.failed) == (1, 1)
+    assert files_in(tmp_path / "maps") == {Path(path) for path in made.values("pose_max.map_path") if path}
+
+
+def test_photos_that_went_away_do_not_cost_the_maps_they_have(dataset: Callable, photos: Path, tmp_path: Path):
+    (tmp_path / "photos").mkdir()
+    for name in ("rocket.jpg", "coffee.png"):
+        shutil.copy(photos / name, tmp_path / "photos" / name)
+    made = dataset(tmp_path / "photos")
+    run(made, tmp_path / "maps")
+    paths = made.values("pose_max.map_path")
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+
+    for options in ({"skip_existing": False}, {"existing": "replace", "input_size": 128}):
+        with pytest.raises(OSError, match=r"the photos in .*photos cannot be read \(No such file or directory\)"):
+            run(made, tmp_path / "maps", **options)
+        made.reload()
+        assert made.values("pose_max.map_path") == paths
+        assert all(Path(path).is_file() for path in paths)
+
+    (tmp_path / "elsewhere").rename(tmp_path / "photos")
+    assert run(made, tmp_path / "maps", input_size=128).done == 2
+    assert not any(Path(path).is_file() for path in paths)
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    assert run(made, tmp_path / "maps", label_field="first").failed == 2  # which has no maps to lose
 
 
 def test_append_leaves_what_is_done_and_does_the_rest_with_the_new_settings(

@@ -110,6 +110,17 @@ def test_a_writer_beside_a_living_one_leaves_its_work_alone(tmp_path: Path, busy
     assert before <= files(run_folder(tmp_path, RUN))
 
 
+def test_what_another_machine_writes_is_left_alone(tmp_path: Path, busy_writer, monkeypatch: pytest.MonkeyPatch):
+    """Also where its lock can be had: many network file systems know the locks of one machine only."""
+    busy_writer.send_signal(signal.SIGKILL)
+    busy_writer.wait()
+    theirs = files(run_folder(tmp_path, RUN))
+    monkeypatch.setattr(map_files, "HOST", "another-")
+    with MapWriter(tmp_path, RUN) as writer:
+        writer.write(OTHER, MAPS)
+    assert theirs <= files(run_folder(tmp_path, RUN))
+
+
 def test_a_writer_that_begins_while_the_last_one_ends_finds_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     sweep, met = map_files._sweep, []
 
