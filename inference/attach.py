@@ -137,8 +137,9 @@ def process(
                     updates.append(_update(record, sample_id, image, labels, state, verdicts))
                     failed += [sample_id] if isinstance(labels, str) else []
                 bulk_write(dataset, updates)
-                for sample_id in failed if writer else ():  # whose files of an earlier call nothing refers to any more
-                    writer.remove(sample_id)
+                if writer:
+                    for sample_id in failed:  # nothing refers to their files of an earlier call any more
+                        writer.remove(sample_id)
             except OSError:  # of a file; its folder goes with the run
                 if runs.is_current(record):
                     raise
