@@ -194,6 +194,21 @@ def test_flip_needs_one_run_only(compare, posed: fo.Dataset):
     assert len(state.results["joints"]) == 17
 
 
+def test_samples_with_maps_made_anew_are_compared_and_indexed_anew(compare, posed: fo.Dataset, tmp_path: Path):
+    index = foo.get_operator("@pose-heatmaps/higherhrnet/index_poses")
+    settings = pipeline.Settings("other", maps_dir=str(tmp_path / "maps"))
+    pipeline.run(posed, settings, progress=False)
+    compare(posed, "pose", "other", "cmp", progress=False)
+    index(posed, "other", "o", progress=False)
+    pipeline.run(posed, settings, progress=False)  # nothing to do: the verdicts stay
+    assert posed.count("cmp_distance") == 6
+    assert compare(posed, "pose", "other", "cmp", progress=False).skipped == 6
+    pipeline.run(posed.limit(2), settings, skip_existing=False, progress=False)
+    assert compare(posed, "pose", "other", "cmp", progress=False).done == 2
+    again = index(posed, "other", "o", progress=False)
+    assert (again.done, again.skipped) == (2, 4)
+
+
 def test_flip_compares_left_with_left(compare, posed: fo.Dataset):
     """On the astronaut, mirrored maps turned back must be near the plain ones; left for right they would not be."""
     astronaut = posed.match({"filepath": {"$regex": "astronaut"}})

@@ -14,7 +14,8 @@ from fiftyone.operators.executor import ExecutionContext, Executor
 
 from benchmarks import accuracy, generated
 from evaluation import evaluate, records, skeletons, summary
-from inference import checkpoints, pipeline, runs
+from inference import attach, checkpoints, pipeline, runs
+from inference.file_index import Matching
 from inference.joints import AI_CHALLENGER, COCO
 from inference.predictor import Predictor
 from inference.settings import Settings
@@ -387,6 +388,23 @@ def test_a_run_that_was_stopped_goes_on_and_comes_to_the_same(operator, made: fo
     assert made.values("other_status") == ["done"] * COUNT
     assert operator(made, gt_field="people").total == 0
     assert operator(made, gt_field="people", skip_existing=False).total == COUNT
+
+
+def test_samples_with_maps_attached_anew_are_evaluated_anew(operator, made: fo.Dataset, people: list, tmp_path: Path):
+    operator(made, gt_field="people")
+    operator(made, gt_field="people", eval_key="other")
+    maps = generated.save_maps(generated.draw_maps(people[0], np.random.default_rng(4)), tmp_path / "anew")
+    for joint, path in maps.items():  # the first image's, with nothing swapped
+        Path(path).rename(tmp_path / "anew" / f"0_{joint}.png")
+    attached = attach.attach(made.limit(3), Matching(str(tmp_path / "anew"), pattern=""), progress=False)
+    assert (attached.done, attached.failed) == (1, 0)
+    made.reload()
+    for key in ("eval", "other"):
+        assert made.values(f"{key}_status") == [None] + ["done"] * (COUNT - 1)
+    state = operator(made, gt_field="people")
+    assert (state.done, state.skipped) == (1, COUNT - 1)
+    assert state.results["worst"] == {}
+    assert made.first().eval_worst is None
 
 
 def test_a_view_by_what_is_deleted_is_refused(operator, made: fo.Dataset):
