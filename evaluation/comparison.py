@@ -190,7 +190,7 @@ def process(
     """Compare two runs sample by sample, step by step.
 
     Args:
-        view: a dataset or view of images
+        view: a dataset or view of images; it chooses samples, all of whose people count
         label_field: of the one run
         other_field: of the other run, or ``"flip"``: the first run's own model looks at each image and at its mirror
             image; the flip test, if the run had it, is left out then

@@ -118,7 +118,8 @@ def problems(view: fo.core.collections.SampleCollection, settings: Settings, exi
         return [
             f"'{settings.gt_field}' is not a field of fo.Keypoints; the dataset's are {', '.join(known) or 'none'}."
         ]
-    wrong_key = records.check_key(dataset, settings.key, fields(settings.key))
+    written = attributes(settings.key, settings.gt_field)
+    wrong_key = records.check_key(dataset, settings.key, fields(settings.key), written)
     if wrong_key:
         return [wrong_key]
     try:
@@ -219,7 +220,7 @@ def process(
     """Judge the maps of a view's samples and write what became of their joints.
 
     Args:
-        view: a dataset or view of images
+        view: a dataset or view of images; it chooses samples, all of whose labels count
         settings: what is compared
         skip_existing: leave out samples that are done
         existing: ``"replace"`` = if the key has an evaluation of other settings, delete it first

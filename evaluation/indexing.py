@@ -69,6 +69,12 @@ class Choices:
             raise ValueError("visualization='umap' needs the package umap-learn: pip install umap-learn, or use 'pca'.")
         if self.duplicates is not None and not 0 < self.duplicates < 1:
             raise ValueError(f"duplicates is {self.duplicates}; it must be a cosine distance between 0 and 1, or None.")
+        backend = self.backend or fob.brain_config.default_similarity_backend
+        if self.backend not in (None, *fob.brain_config.similarity_backends):
+            known = ", ".join(fob.brain_config.similarity_backends)
+            raise ValueError(f"backend is '{self.backend}'; FiftyOne Brain knows {known}.")
+        if self.duplicates is not None and backend != "sklearn":
+            raise ValueError(f"FiftyOne Brain finds duplicates with backend='sklearn' only, not with '{backend}'.")
 
 
 @dataclass
@@ -200,7 +206,7 @@ def process(
     """Embed the poses of a view, then make FiftyOne Brain's index of all samples that have an embedding.
 
     Args:
-        view: a dataset or view of images
+        view: a dataset or view of images; it chooses samples, all of whose people count
         choices: what the index is to have
         skip_existing: leave out the samples that were embedded; those with an error are tried again
         num_readers: threads that decode maps; None = one per core

@@ -127,8 +127,12 @@ def delete(dataset: fo.Dataset, key: str) -> list[str]:
     return present
 
 
-def check_key(dataset: fo.Dataset, key: str, fields: Iterable[str]) -> str | None:
-    """Why a key cannot be that of a new evaluation which writes these fields, as a sentence; None if it can."""
+def check_key(dataset: fo.Dataset, key: str, fields: Iterable[str], attributes: Iterable[str] = ()) -> str | None:
+    """Why a key cannot be that of a new evaluation which writes these fields, as a sentence; None if it can.
+
+    Args:
+        attributes: of labels that it writes, too, as paths
+    """
     if not key.isidentifier() or key.startswith("_"):
         return f"'{key}' cannot be a key: use letters, digits and underscores, starting with a letter."
     record = read_record(dataset, key)
@@ -137,4 +141,9 @@ def check_key(dataset: fo.Dataset, key: str, fields: Iterable[str]) -> str | Non
     taken = [name for name in fields if dataset.has_field(name) and (record is None or name not in record.fields)]
     if taken:
         return f"The dataset has a field '{taken[0]}' that is not of an evaluation '{key}'; choose another key."
+    new = [name for name in attributes if record is None or name not in record.attributes]
+    # Not the schema: FiftyOne keeps attributes of labels that are not declared.
+    given = new and views.all_samples(dataset).match({"$or": [{name: {"$exists": True}} for name in new]})
+    if given and given.limit(1).count():
+        return f"Labels have attributes '{key}_…' that are not of an evaluation '{key}'; choose another key."
     return None

@@ -70,7 +70,7 @@ class CompareRuns(foo.Operator):
         ``<compare_key>_divergence`` (Jensen-Shannon, of the normalised maps), 0 to 1, and both for each joint.
 
         Args:
-            sample_collection: a dataset or view of images
+            sample_collection: a dataset or view of images; it chooses samples, all of whose people count
             label_field: of the one run
             other_field: of the other run, or ``"flip"``: the run's model looks at each image and at its mirror image
             compare_key: prefix of the fields; None = ``<label_field>_vs_<other_field>``

@@ -48,7 +48,7 @@ class EvaluateHeatmaps(foo.Operator):
         steps = evaluate.process(
             ctx.target_view(),
             _settings(ctx),
-            skip_existing=ctx.params.get("skip_existing", True),
+            skip_existing=_advanced(ctx).get("skip_existing", True),
             existing=ctx.params.get("existing") or None,
         )
         return reports.carry_out(ctx, steps, _progress, _result, _outputs)
@@ -74,7 +74,7 @@ class EvaluateHeatmaps(foo.Operator):
         """Evaluate the maps of a run against labelled people; see docs/evaluation.md for what is written.
 
         Args:
-            sample_collection: a dataset or view of images
+            sample_collection: a dataset or view of images; it chooses samples, all of whose labels count
             label_field: of the run whose maps are judged
             gt_field: a field of ``fo.Keypoints`` with the labelled people
             eval_key: prefix of all that is written
@@ -129,7 +129,9 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
         forms.refuse(inputs, ["This dataset has no field of keypoints with labelled people to compare with."])
         return
     _choice(inputs, "label_field", "Heatmaps", runs, "The run whose maps are judged")
-    _choice(inputs, "gt_field", "Labels", labels, "The field with the labelled people")
+    _choice(
+        inputs, "gt_field", "Labels", labels, "The field with the labelled people, also with those that a view hides"
+    )
     inputs.str(
         "eval_key",
         required=True,
@@ -247,7 +249,8 @@ def _settings(ctx: foo.ExecutionContext) -> Settings:
     params = ctx.params
     names = {"label_field": "label_field", "gt_field": "gt_field", "key": "eval_key"}
     values = {name: params[param] for name, param in names.items() if params.get(param)}
-    values |= {name: params[name] for name in ("threshold", "radius") if params.get(name) is not None}
+    advanced = _advanced(ctx)
+    values |= {name: advanced[name] for name in ("threshold", "radius") if advanced.get(name) is not None}
     settings = Settings(
         annotations=forms.chosen_path(params.get("annotations")), joints=params.get("joints") or None, **values
     )
@@ -256,6 +259,11 @@ def _settings(ctx: foo.ExecutionContext) -> Settings:
         mapped = {name: joint for name, joint in chosen.items() if joint not in (None, NOT_COMPARED)}
         settings = replace(settings, joints=mapped)
     return settings
+
+
+def _advanced(ctx: foo.ExecutionContext) -> dict[str, Any]:
+    """The parameters among which the advanced ones count: the App sends them after they were switched off, too."""
+    return ctx.params if ctx.params.get("advanced", True) else {}  # a call from Python need not name the switch
 
 
 def _unmatched(dataset: fo.Dataset, settings: Settings) -> list[tuple[int, str]]:

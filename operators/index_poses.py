@@ -72,7 +72,7 @@ class IndexPoses(foo.Operator):
         ``<brain_key>_map`` and ``<brain_key>_people_map`` (visualization), and ``<brain_key>_uniqueness``.
 
         Args:
-            sample_collection: a dataset or view of images
+            sample_collection: a dataset or view of images; it chooses samples, all of whose people count
             label_field: of the run
             brain_key: prefix of the fields and of the brain runs; None = ``<label_field>_poses``
             people: also index every person; needs the run's keypoints
@@ -174,7 +174,9 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
         description=f"Name of the index, and what its fields begin with; empty: {label_field}_poses",
     )
     if ctx.dataset.has_field(runs.field_name(label_field, "keypoints")):
-        inputs.bool("people", default=True, label="People", description="Also index every person")
+        inputs.bool(
+            "people", default=True, label="People", description="Also index every person, also those that a view hides"
+        )
     maps = types.RadioGroup(orientation="horizontal")
     maps.add_choice("pca", label="PCA")
     maps.add_choice("umap", label="UMAP (needs umap-learn)")

@@ -361,6 +361,40 @@ def test_the_form_asks_for_joints_whose_names_do_not_tell(operator, made: fo.Dat
     assert "problem_0" not in form
 
 
+def test_advanced_settings_count_only_while_they_are_switched_on(operator, made: fo.Dataset):
+    given = {"gt_field": "people", "threshold": 0.5, "radius": 0.3, "skip_existing": False}
+    for advanced, expected in ((False, (0.2, 0.15)), (True, (0.5, 0.3))):
+        ctx, _ = form_of(operator, made, **given, advanced=advanced, existing="replace")
+        list(operator.execute(ctx))
+        settings = records.read_record(made, "eval").settings
+        assert (settings["threshold"], settings["radius"]) == expected
+    ctx, _ = form_of(operator, made, **{**given, "threshold": 0.2, "radius": 0.15}, advanced=True, existing="replace")
+    list(operator.execute(ctx))
+    made.set_values("eval_worst", ["kept"] * COUNT)
+    list(operator.execute(form_of(operator, made, **given, advanced=False)[0]))
+    assert made.values("eval_worst") == ["kept"] * COUNT, "skip_existing=False does not count either"
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_attributes_of_the_users_labels_are_not_written_over(operator, made: fo.Dataset, declared: bool):
+    made._sample_collection.update_many({}, {"$set": {"people.keypoints.$[].person_area": 5.0}})
+    if declared:
+        made.add_sample_field("people.keypoints.person_area", fo.FloatField)
+    with pytest.raises(ValueError, match="Labels have attributes 'person_…' that are not of an evaluation 'person'"):
+        operator(made, gt_field="people", eval_key="person")
+    assert made.list_runs() == ["pose"]
+    assert operator(made, gt_field="people").done == COUNT
+    assert operator(made, gt_field="people").skipped == COUNT
+
+
+def test_a_view_chooses_samples_not_labels(operator, made: fo.Dataset):
+    everybody = made.count("people.keypoints")
+    state = operator(
+        made.filter_labels("people", fo.ViewField("label") == "nobody", only_matches=False), gt_field="people"
+    )
+    assert state.results["people"] == everybody
+
+
 def test_the_form_says_what_is_missing(operator, dataset, photos: Path):
     made = dataset(photos)
     _, form = form_of(operator, made)

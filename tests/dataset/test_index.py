@@ -173,6 +173,8 @@ def test_what_cannot_work_is_said_before_anything_is_written(index, posed: fo.Da
         ({"brain_key": "pose"}, "another run with the key"),
         ({"visualization": "lasso"}, "must be pca, umap, or None"),
         ({"duplicates": 3}, "between 0 and 1"),
+        ({"duplicates": 0.1, "backend": "qdrant"}, "backend='sklearn' only, not with 'qdrant'"),
+        ({"backend": "abacus"}, "FiftyOne Brain knows .*sklearn"),
     ):
         with pytest.raises(ValueError, match=words):
             index(posed, progress=False, **settings)
