@@ -26,10 +26,7 @@ COUNTING = (fo.Limit, fo.Skip, fo.Take)  # stages that let samples through by th
 def target_problem(view: fo.core.collections.SampleCollection) -> str | None:
     """Why a run cannot work on such a view, with what to do instead; None if it can."""
     if view._is_dynamic_groups:
-        return (
-            "This view groups samples by a field. Run on view.flatten(), or choose the whole dataset as the "
-            "target."
-        )
+        return "This view groups samples by a field. Run on view.flatten(), or choose the whole dataset as the target."
     if view.media_type == "group":
         return (
             "This is a grouped dataset. Choose the slice with the images first, for example "

@@ -9,7 +9,7 @@ import fiftyone as fo
 import fiftyone.operators as foo
 import fiftyone.operators.types as types
 
-from . import forms
+from . import forms, reports
 
 if TYPE_CHECKING:
     from ..inference.attach import Attached
@@ -44,7 +44,9 @@ class AttachHeatmaps(foo.Operator):
 
         label_field = ctx.params.get("label_field") or "pose"
         steps = attach.process(ctx.target_view(), _matching(ctx.params), label_field)
-        return _run_delegated(ctx, steps) if ctx.delegated else _run_in_app(ctx, steps, label_field)
+        if ctx.delegated:
+            return _run_delegated(ctx, steps)
+        return reports.told(ctx, _run_in_app(ctx, steps, label_field))
 
     def resolve_output(self, ctx: foo.ExecutionContext) -> types.Property:
         return _outputs()

@@ -9,7 +9,7 @@ import fiftyone as fo
 import fiftyone.operators as foo
 import fiftyone.operators.types as types
 
-from . import forms
+from . import forms, reports
 
 
 class DeleteEvaluation(foo.Operator):
@@ -51,13 +51,7 @@ class DeleteEvaluation(foo.Operator):
         )
 
     def execute(self, ctx: foo.ExecutionContext) -> Iterator[Any]:
-        from ..evaluation import records
-
-        key = ctx.params["eval_key"]
-        deleted = records.delete(ctx.dataset, key)
-        yield ctx.ops.set_active_fields([name for name in ctx.active_fields if name not in deleted])
-        yield ctx.ops.reload_dataset()
-        yield ctx.ops.notify(f"The evaluation '{key}' is deleted.", variant="success")
+        return reports.told(ctx, _run_in_app(ctx))
 
     def __call__(self, sample_collection: fo.core.collections.SampleCollection, eval_key: str) -> list[str]:
         """Delete an evaluation of a dataset; the same for a view: an evaluation is deleted as a whole.
@@ -75,3 +69,13 @@ class DeleteEvaluation(foo.Operator):
         from ..evaluation import records
 
         return records.delete(sample_collection._dataset, eval_key)
+
+
+def _run_in_app(ctx: foo.ExecutionContext) -> Iterator[Any]:
+    from ..evaluation import records
+
+    key = ctx.params["eval_key"]
+    deleted = records.delete(ctx.dataset, key)
+    yield ctx.ops.set_active_fields([name for name in ctx.active_fields if name not in deleted])
+    yield ctx.ops.reload_dataset()
+    yield ctx.ops.notify(f"The evaluation '{key}' is deleted.", variant="success")

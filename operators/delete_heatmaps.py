@@ -9,7 +9,7 @@ import fiftyone as fo
 import fiftyone.operators as foo
 import fiftyone.operators.types as types
 
-from . import forms
+from . import forms, reports
 
 
 class DeleteHeatmaps(foo.Operator):
@@ -37,7 +37,7 @@ class DeleteHeatmaps(foo.Operator):
         from ..inference import removal
 
         steps = removal.delete(ctx.dataset, ctx.params["label_field"], ctx.params.get("delete_files", True))
-        return _run_delegated(ctx, steps) if ctx.delegated else _run_in_app(ctx, steps)
+        return _run_delegated(ctx, steps) if ctx.delegated else reports.told(ctx, _run_in_app(ctx, steps))
 
     def resolve_output(self, ctx: foo.ExecutionContext) -> types.Property:
         outputs = types.Object()

@@ -9,7 +9,7 @@ import fiftyone as fo
 import fiftyone.operators as foo
 import fiftyone.operators.types as types
 
-from . import forms, generation
+from . import forms, generation, reports
 
 if TYPE_CHECKING:
     from ..inference.pipeline import Progress
@@ -46,12 +46,14 @@ class GenerateHeatmaps(foo.Operator):
         return types.Property(inputs, view=types.View(label="Generate pose heatmaps"))
 
     def execute(self, ctx: foo.ExecutionContext) -> Iterator[Any] | dict[str, Any]:
-        shards = ctx.params.get("shards") or 1
+        shards = generation.shards_of(ctx.params)
         if shards > 1:
             settings = generation.settings_of(ctx.params)
             queued = generation.queue(self.uri, ctx.target_view(), settings, shards, *generation.choices(ctx.params))
             return generation.report_queued(ctx, len(queued))
-        return generation.run_delegated(ctx) if ctx.delegated else generation.run_in_app(ctx)
+        if ctx.delegated:
+            return generation.run_delegated(ctx)
+        return reports.told(ctx, generation.run_in_app(ctx))
 
     def resolve_output(self, ctx: foo.ExecutionContext) -> types.Property:
         return generation.outputs()
@@ -172,7 +174,7 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
         _checkpoint_field(inputs, "Weights of a HigherHRNet of any size", required=True)
     elif chosen and not chosen.bundled:
         _checkpoint_field(inputs, f"Empty: the weights from {chosen.source}, fetched once")
-    _maps_fields(ctx, inputs, _joints(ctx.params))
+    _maps_fields(ctx, inputs, _joints(generation.shown(ctx.params)))
     inputs.bool(
         "keypoints", default=True, label="People", description="Also group the joints into people, as keypoints"
     )
@@ -300,12 +302,10 @@ def _consequences(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
             found = replaced
         elif ctx.params.get("existing"):
             found = pipeline.problems(view, settings, ctx.params["existing"])
-    if not found and not len(view):
-        found = ["There is no image in this view."]
     if found:
         forms.refuse(inputs, found)
-        return
-    _notice(ctx, inputs, view, settings)
+    elif not ctx.requesting_delegated_execution:  # then nobody reads it, and the worker's device may not be here
+        _notice(ctx, inputs, view, settings)
 
 
 def _notice(
@@ -318,8 +318,9 @@ def _notice(
     settings = settings.resolved(dataset)
     total = count = len(view)
     status = runs.field_name(settings.label_field, "status")
-    if ctx.params.get("skip_existing", True) and ctx.params.get("existing") != "replace" and dataset.has_field(status):
-        count = total - runs.counts(view, settings.label_field)[0]
+    skip_existing, existing = generation.choices(ctx.params)
+    if skip_existing and existing != "replace" and dataset.has_field(status):
+        count -= view.match({status: runs.DONE}).count()
     if not count:
         forms.notice(inputs, f"All {forms.samples(total)} have these maps already; there is nothing to do.")
         return
@@ -332,11 +333,12 @@ def _notice(
     try:
         seconds = count * estimates.seconds_per_image(settings)
         time = f"about {forms.duration(seconds)} here"
-    except ValueError as error:  # weights or a device that cannot be used
+    except checkpoints.CheckpointError as error:
         forms.refuse(inputs, [str(error)])
         return
-    except RuntimeError as error:  # a GPU that somebody else fills, say; another device can still be chosen
-        time = f"how long cannot be said: {str(error).splitlines()[0]}"
+    except (RuntimeError, ValueError) as error:  # a GPU that somebody else fills, or that only a worker has
+        time = "how long cannot be said here"
+        forms.warn(inputs, "device", str(error).splitlines()[0])
     done = f" ({forms.samples(total - count)} done already)" if count < total else ""
     text = f"{forms.samples(count)}{done}, {fields}, about {size} {place}, {time}."
     if settings.resolution == "image" and not sizes:
@@ -344,7 +346,7 @@ def _notice(
     fetched = weights.fetch_size(checkpoints.find_model(settings.model, settings.checkpoint), settings.checkpoint)
     if fetched:
         text += f" Before that, about {forms.size(fetched)} of weights will be fetched."
-    shards = ctx.params.get("shards") or 1
+    shards = generation.shards_of(ctx.params)
     if shards > 1:
         text += f" Queues {shards} operations, for workers: `fiftyone delegated launch`."
     elif seconds > LONG:

@@ -21,10 +21,22 @@ ADVANCED = ("floor", "dtype", "input_size", "flip", "scales", "batch_size", "num
 # --- parameters: the form's, and those of a queued operation
 
 
+def shown(params: dict[str, Any]) -> dict[str, Any]:
+    """The parameters without the values of fields that the form hides again: the App keeps and sends them."""
+    from ..inference import checkpoints
+
+    if params.get("advanced", True):  # Python callers need not say so
+        return params
+    model = checkpoints.MODELS.get(params.get("model") or checkpoints.DEFAULT_MODEL)
+    hidden = {*ADVANCED, "shards", "skip_existing", *(["checkpoint"] if model is None or model.bundled else [])}
+    return {name: value for name, value in params.items() if name not in hidden}
+
+
 def settings_of(params: dict[str, Any]) -> Settings:
     """Raises ValueError, with what to do, if they make no sense."""
     from ..inference.settings import Settings
 
+    params = shown(params)
     choice = params.get("maps") or "all"
     chosen = (*(("max",) if params.get("maximum", True) else ()), *(params.get("joints") or ()))
     maps = {"all": ("max", "joints"), "max": ("max",)}.get(choice, chosen)
@@ -74,7 +86,11 @@ def params_of(settings: Settings, skip_existing: bool, existing: str | None) -> 
 
 def choices(params: dict[str, Any]) -> tuple[bool, str | None]:
     """Whether to skip what is done, and what to do with maps of other settings."""
-    return params.get("skip_existing", True), params.get("existing") or None
+    return shown(params).get("skip_existing", True), params.get("existing") or None
+
+
+def shards_of(params: dict[str, Any]) -> int:
+    return shown(params).get("shards") or 1
 
 
 def is_queued(ctx: foo.ExecutionContext) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ from typing import Any, Protocol, TypeVar
 
 import fiftyone.operators as foo
 import fiftyone.operators.types as types
+
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_REPORTS = 0.5
 SECONDS_BETWEEN_STATUSES = 2.0  # of a delegated operation, in the database
@@ -62,7 +65,27 @@ def carry_out(
         ctx.set_progress(**progress(state))
         return result(state)
 
-    return on_worker() if ctx.delegated else in_app()
+    return on_worker() if ctx.delegated else told(ctx, in_app())
+
+
+def told(ctx: foo.ExecutionContext, triggers: Iterator[Any]) -> Iterator[Any]:
+    """An operation's triggers in the App; an error becomes the last of them, in place of the progress.
+
+    FiftyOne shows what ``execute()`` raises. Where a generator raises, the App tells only of a network error.
+    """
+    try:
+        yield from triggers
+    except Exception as error:
+        if "operator_uri" not in ctx.request_params:  # not the App: foo.execute_operator() raises it
+            raise
+        logger.exception("%s failed", ctx.request_params["operator_uri"])
+        sentence = str(error) or type(error).__name__
+        outputs = types.Object()
+        outputs.str("error", label="Error")
+        yield ctx.ops.notify(sentence, variant="error")
+        yield ctx.ops.show_output(
+            types.Property(outputs, view=types.View(label="It has failed")).to_json(), {"error": sentence}
+        )
 
 
 def now_and_then(steps: Iterator[T], seconds: float) -> Iterator[T]:

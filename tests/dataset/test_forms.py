@@ -1,0 +1,90 @@
+"""What the forms take and say, and what the App is told, without a browser; tests/app has the rest."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fiftyone as fo
+import fiftyone.operators as foo
+import pytest
+from fiftyone.operators.executor import ExecutionContext, ExecutionError, Executor
+
+from inference import estimates, pipeline, runs
+
+PLUGIN = "@pose-heatmaps/higherhrnet/"
+GENERATE = PLUGIN + "generate_heatmaps"
+
+
+def context(name: str, dataset: fo.Dataset, params: dict[str, Any], **request: Any) -> ExecutionContext:
+    """As the App asks for a form, and executes it."""
+    request |= {"operator_uri": PLUGIN + name, "dataset_name": dataset.name, "params": params}
+    return ExecutionContext(request_params=request, executor=Executor(), operator_uri=PLUGIN + name)
+
+
+def form(name: str, dataset: fo.Dataset, params: dict[str, Any], **request: Any) -> str:
+    return str(foo.get_operator(PLUGIN + name).resolve_input(context(name, dataset, params, **request)).to_json())
+
+
+def streamed(name: str, dataset: fo.Dataset, params: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """What an immediate run makes the App do."""
+    steps = foo.get_operator(PLUGIN + name).execute(context(name, dataset, params))
+    return [(step.body.operator_uri, step.body.params) for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [
+        ("generate_heatmaps", {"device": "cuda:99"}),
+        ("attach_heatmaps", {"maps_dir": "/nowhere"}),
+        ("delete_evaluation", {"eval_key": "eval"}),
+        ("compare_runs", {"label_field": "pose"}),
+    ],
+)
+def test_the_app_is_told_why_a_run_fails(name: str, params: dict[str, Any], dataset: Callable, photos: Path):
+    made = dataset([photos / "rocket.jpg"])
+    *_, (told, message), (shown, output) = streamed(name, made, params)
+    assert (told, message["variant"], shown) == ("notify", "error", "show_output")
+    assert message["message"] == output["results"]["error"]
+
+
+def test_python_gets_the_error_itself(dataset: Callable, photos: Path):
+    with pytest.raises(ExecutionError, match="'cuda:99' is not available here"):
+        foo.execute_operator(
+            GENERATE, {"dataset": dataset([photos / "rocket.jpg"])}, params={"label_field": "pose", "device": "cuda:99"}
+        )
+
+
+def test_values_of_fields_that_the_form_hides_again_do_nothing(dataset: Callable, photos: Path):
+    made = dataset([photos / "rocket.jpg"])
+    checkpoint = {"absolute_path": str(photos / "rocket.jpg")}
+    params = {"model": "higherhrnet-lite-coco", "checkpoint": checkpoint, "flip": True, "shards": 3, "maps": "max"}
+    assert "1 image, 1 heatmap field" in form("generate_heatmaps", made, {**params, "advanced": False})
+    assert "Queues" not in form("generate_heatmaps", made, {**params, "advanced": False})
+    assert "problem_0" in form("generate_heatmaps", made, {**params, "advanced": True})
+    assert "problem_0" in form("generate_heatmaps", made, params), "Python callers have no form"
+    told, message = streamed("generate_heatmaps", made, {**params, "advanced": False, "skip_existing": False})[-1]
+    assert (told, message["variant"]) == ("notify", "success")
+    settings = runs.read_record(made, "pose").settings
+    assert (settings["checkpoint"], settings["flip"]) == (None, False)
+
+
+def test_a_device_that_only_a_worker_has_is_no_reason_to_refuse(
+    dataset: Callable, photos: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = dataset([photos / "rocket.jpg"])
+    text = form("generate_heatmaps", made, {"device": "cuda:99"})
+    assert "not available here" in text
+    assert "problem_0" not in text
+    monkeypatch.setattr(estimates, "_seconds_per_pass", lambda *_: pytest.fail("only a worker runs it"))
+    queued = foo.get_operator(GENERATE)(made, device="cuda:99", delegate=True)
+    assert queued.delegated
+    assert not made.has_field("pose_max")
+
+
+def test_a_view_of_dynamic_groups_is_refused_with_advice_that_fits(dataset: Callable, photos: Path):
+    made = dataset(photos)
+    made.set_values("scene", ["a", "b"] * 3)
+    groups = made.group_by("scene")
+    (problem,) = pipeline.problems(groups, pipeline.Settings())
+    assert "flatten()" in problem
+    assert not pipeline.problems(groups.flatten(), pipeline.Settings())
