@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import fiftyone as fo
@@ -13,10 +15,12 @@ from . import forms, reports
 
 if TYPE_CHECKING:
     from ..inference.attach import Attached
-    from ..inference.file_index import Matching
+    from ..inference.file_index import Index, Matching
 
 FIELDS_NAMED = 20
 LOOKED_AT = 20_000  # images and files that the form looks at to say what fits; executing looks at all
+
+_looked_up: dict[tuple[object, ...], Index] = {}  # the last one
 
 
 class AttachHeatmaps(foo.Operator):
@@ -146,7 +150,6 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
 def _consequences(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
     """Say what fits, or why nothing can be attached."""
     from ..inference import attach, runs
-    from ..inference.file_index import Index
 
     view, label_field = ctx.target_view(), ctx.params.get("label_field") or "pose"
     try:
@@ -155,9 +158,7 @@ def _consequences(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
         if found:
             forms.refuse(inputs, found)
             return
-        index = Index(view, matching, limit=LOOKED_AT)
-        if index.complete:
-            index.check()
+        index = _index(ctx, view, matching)
     except ValueError as error:
         forms.refuse(inputs, [str(error)])
         return
@@ -176,6 +177,27 @@ def _consequences(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
     present = [name for name in fields if ctx.dataset.has_field(name)]
     if present and runs.read_record(ctx.dataset, label_field) is None:
         forms.warn(inputs, "present", f"What {', '.join(present)} hold for these samples will be replaced.")
+
+
+def _index(ctx: foo.ExecutionContext, view: fo.core.collections.SampleCollection, matching: Matching) -> Index:
+    """What fits, of the first images and files: an open form lists them once, whatever else is typed.
+
+    Raises:
+        ValueError: if nothing fits, or if it is not clear what belongs together
+    """
+    from ..inference.file_index import Index
+
+    form = ctx.request_params.get("prompt_id")
+    stages = json.dumps(view.view()._serialize(include_uuids=False), default=str)
+    key = (form, view._dataset.name, stages, replace(matching, range=None))
+    found = _looked_up.get(key) if form else None
+    if found is None:
+        found = Index(view, matching, limit=LOOKED_AT)
+        if found.complete:
+            found.check()
+        _looked_up.clear()
+        _looked_up[key] = found
+    return found
 
 
 # --- parameters: the form's, and those of a queued operation

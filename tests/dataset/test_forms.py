@@ -1,7 +1,9 @@
 """What the forms take and say, and what the App is told, without a browser; tests/app has the rest."""
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import fiftyone as fo
@@ -9,10 +11,17 @@ import fiftyone.operators as foo
 import pytest
 from fiftyone.operators.executor import ExecutionContext, ExecutionError, Executor
 
-from inference import estimates, pipeline, runs
+from inference import pipeline, runs
 
 PLUGIN = "@pose-heatmaps/higherhrnet/"
 GENERATE = PLUGIN + "generate_heatmaps"
+
+
+def module(name: str) -> ModuleType:
+    """A module as the plugin has it."""
+    return importlib.import_module(
+        type(foo.get_operator(GENERATE)).__module__.replace("operators.generate_heatmaps", name)
+    )
 
 
 def context(name: str, dataset: fo.Dataset, params: dict[str, Any], **request: Any) -> ExecutionContext:
@@ -75,7 +84,7 @@ def test_a_device_that_only_a_worker_has_is_no_reason_to_refuse(
     text = form("generate_heatmaps", made, {"device": "cuda:99"})
     assert "not available here" in text
     assert "problem_0" not in text
-    monkeypatch.setattr(estimates, "_seconds_per_pass", lambda *_: pytest.fail("only a worker runs it"))
+    monkeypatch.setattr(module("inference.estimates"), "_seconds_per_pass", None)  # only a worker runs it
     queued = foo.get_operator(GENERATE)(made, device="cuda:99", delegate=True)
     assert queued.delegated
     assert not made.has_field("pose_max")
@@ -88,3 +97,22 @@ def test_a_view_of_dynamic_groups_is_refused_with_advice_that_fits(dataset: Call
     (problem,) = pipeline.problems(groups, pipeline.Settings())
     assert "flatten()" in problem
     assert not pipeline.problems(groups.flatten(), pipeline.Settings())
+
+
+def test_an_open_form_lists_images_and_files_once(
+    dataset: Callable, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = dataset(photos)
+    listed = []
+    monkeypatch.setattr(
+        module("inference.file_index"), "_files", lambda root: listed.append(root) or iter(["rocket.png"])
+    )
+    params = {"maps_dir": {"absolute_path": str(tmp_path)}}
+    for label_field in ("p", "po", "pos"):
+        more = {"label_field": label_field, "range": f"0, {len(label_field)}"}
+        text = form("attach_heatmaps", made, {**params, **more}, prompt_id="1")
+        assert f"1 of 6 samples have a matching map; 1 files for {label_field}_max" in text
+    assert len(listed) == 1
+    form("attach_heatmaps", made, {**params, "pattern": "{stem}.jpg"}, prompt_id="1")
+    form("attach_heatmaps", made, params, prompt_id="2")
+    assert len(listed) == 3
