@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from bson import ObjectId
 from fiftyone.core.odm import get_db_conn
 from pymongo import ReturnDocument
-from pymongo.errors import DuplicateKeyError
+from pymongo.errors import AutoReconnect, DuplicateKeyError
 
 from . import removal, runs
 from .checkpoints import ModelEntry, find_model
@@ -224,7 +224,8 @@ def _one_at_a_time(dataset: fo.Dataset) -> Iterator[None]:
 
     def renew() -> None:
         while not over.wait(LEASE / 4):
-            take()
+            with suppress(AutoReconnect):  # then the next time
+                take()
 
     while not patiently(take):
         time.sleep(0.1)
