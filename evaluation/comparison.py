@@ -25,6 +25,7 @@ from . import records
 from .disagreement import THRESHOLD, disagreement
 from .inference import load_mirrored, runs, views
 from .reading import SampleMaps, map_joints, read_maps
+from .sources import SIZE, size_for
 
 KIND = "comparison"
 FLIP = runs.FLIP  # in place of a second run: the same model on mirrored images
@@ -73,6 +74,7 @@ class _Pair:
     first: NDArray[np.float32] | None = None
     second: NDArray[np.float32] | None = None
     people: NDArray[np.floating] | None = None
+    image_wh: tuple[float, float] | None = None
     problem: str | None = None
 
 
@@ -287,7 +289,7 @@ def _paired(
         other_missing[sample_id] = f"'{other_field}': {problem}"
 
     def read(name: str, on_error: Callable[[str, str, str], None]) -> Iterator[SampleMaps]:
-        return read_maps(todo, name, joints, on_error, _people_field(todo._dataset, name), num_readers)
+        return read_maps(todo, name, joints, on_error, [*_people_field(todo._dataset, name), *SIZE], num_readers)
 
     others = read(other_field, report_other)
     other = next(others, None)
@@ -298,7 +300,7 @@ def _paired(
             other = next(others, None)
         if other is not None and other.sample_id == one.sample_id:
             found = [points for maps in (one, other) for points in _people(maps.fields)]
-            yield _Pair(one.sample_id, one.filepath, one.maps, other.maps, _stacked(found))
+            yield _Pair(one.sample_id, one.filepath, one.maps, other.maps, _stacked(found), size_for(one))
         else:
             yield _Pair(one.sample_id, one.filepath, problem=other_missing.get(one.sample_id, "It is gone."))
         other_missing = {name: reason for name, reason in other_missing.items() if name > one.sample_id}
@@ -359,7 +361,7 @@ def _update(pair: _Pair, key: str, joints: Sequence[str], fields: dict[str, type
     if pair.problem is None:
         assert pair.first is not None
         assert pair.second is not None
-        found = disagreement(pair.first, pair.second, pair.people)
+        found = disagreement(pair.first, pair.second, pair.people, image_wh=pair.image_wh)
         values["distance"], values["divergence"] = (round(value, DIGITS) for value in found.overall())
         worst = found.worst()
         values["worst_joint"] = None if worst is None else joints[worst]

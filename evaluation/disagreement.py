@@ -19,11 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import entr
 
+from .matching import reach_of
+
 Array = NDArray[np.floating]
 
 THRESHOLD = 0.1  # lower peaks are not compared
 FLOOR = 0.02  # values below it count as 0, as a run's default has it: noise over a whole image outweighs any peak
-WINDOW = 5  # a peak is the maximum of 5 x 5 pixels
 SMALLEST = 0.05  # of the image's size: people are taken for at least as large
 UNKNOWN = 0.25  # of the image's size: where nobody was found
 
@@ -57,7 +58,11 @@ class Disagreement:
 
 
 def disagreement(
-    first: Array, second: Array, people: Array | None = None, threshold: float = THRESHOLD
+    first: Array,
+    second: Array,
+    people: Array | None = None,
+    threshold: float = THRESHOLD,
+    image_wh: tuple[float, float] | None = None,
 ) -> Disagreement:
     """Compare two sets of maps of one image.
 
@@ -69,8 +74,9 @@ def disagreement(
         second: (K, h', w') of the same joints; both cover the image exactly
         people: (P, K', 2) places of people's joints relative to the image, NaN where absent, to take sizes from
         threshold: value from which on a map shows its joint
+        image_wh: width and height of the image, in any unit; None = as the first maps', whose pixels are square then
     """
-    width_height = np.array(first.shape[:0:-1], float)
+    width_height = np.array(image_wh or first.shape[:0:-1], float)
     sizes = _PeopleSizes(np.zeros((0, 1, 2)) if people is None else people, width_height)
     shape = min(first.shape[1:], second.shape[1:])
     count = len(first)
@@ -92,9 +98,11 @@ def disagreement(
 def peaks(values: Array, threshold: float) -> Array:
     """The local maxima of a map (h, w) from ``threshold`` on: (N, 3), x and y relative to the image, value.
 
-    A plateau is one peak, at its centre.
+    They are the highest within a hundredth of the map's longer side, at least 2 pixels: on the slopes of a large map of
+    8 bits every step is as high as all that is near. A plateau is one peak, at its centre.
     """
-    highest = cv2.dilate(values, np.ones((WINDOW, WINDOW), np.uint8))
+    window = 2 * reach_of(*values.shape) + 1
+    highest = cv2.dilate(values, np.ones((window, window), np.uint8))
     tops = (values >= threshold) & (values == highest)
     count, labels, _, centers = cv2.connectedComponentsWithStats(tops.astype(np.uint8), connectivity=8)
     heights = np.zeros(count)

@@ -10,7 +10,7 @@ import importlib.util
 import itertools
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from pymongo import UpdateOne
 
 from . import records, skeletons
-from .embeddings import embedding, person_box, person_maps
+from .embeddings import embedding, floored, person_box, person_maps
 from .inference import runs, views
 from .reading import SampleMaps, map_joints, read_maps
+from .sources import SIZE, size_for
 
 KIND = "poses"
 # What an index cannot be continued with, as people call it.
@@ -280,7 +281,7 @@ def _embed(
     def report(sample_id: str, filepath: str, problem: str) -> None:
         failed.append((sample_id, filepath, problem))
 
-    fields = [keypoints] if choices.people else []
+    fields = [*SIZE, *([keypoints] if choices.people else [])]
     maps = read_maps(todo, choices.label_field, joints, report, fields, num_readers)
     embedder = _Embedder(dataset, choices, joints)
     embedded = (_update(sample.sample_id, embedder.document(sample)) for sample in maps)
@@ -323,11 +324,14 @@ class _Embedder:
 
     def document(self, sample: SampleMaps) -> dict[str, Any]:
         """The fields of a sample."""
-        vector = embedding(sample.maps, self.order)
+        sample = replace(sample, maps=floored(sample.maps))
+        (width, height), (rows, columns) = size_for(sample), sample.maps.shape[1:]
+        aspect = (width / columns) / (height / rows)
+        vector = embedding(sample.maps, self.order, aspect)
         self.empty += vector is None
         values: dict[str, Any] = {"embedding": _vector(vector), "status": runs.DONE}
         if self.choices.people:
-            values["people"] = {"_cls": "Detections", "detections": list(self._people(sample))}
+            values["people"] = {"_cls": "Detections", "detections": list(self._people(sample, aspect))}
         return {runs.field_name(self.choices.key, name): value for name, value in values.items()}
 
     def nothing(self, problem: str) -> dict[str, Any]:
@@ -336,12 +340,14 @@ class _Embedder:
         values = {**dict.fromkeys(names), "status": problem}
         return {runs.field_name(self.choices.key, name): value for name, value in values.items()}
 
-    def _people(self, sample: SampleMaps) -> Generator[dict[str, Any], None, None]:
+    def _people(self, sample: SampleMaps, aspect: float) -> Generator[dict[str, Any], None, None]:
         for person in (sample.fields.get(self.keypoints) or {}).get("keypoints") or []:
             given = np.array(person["points"], float).reshape(-1, 2)
             points = np.array([given[place] if place < len(given) else (np.nan, np.nan) for place in self.points])
             box = person_box(points)
-            vector = None if box is None else embedding(person_maps(sample.maps, points), self.order)
+            if box is None:
+                continue
+            vector = embedding(person_maps(sample.maps, points, aspect), self.order, aspect)
             if vector is None:
                 continue
             label = fo.Detection(label="person", bounding_box=box, confidence=person.get("score"))

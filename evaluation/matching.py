@@ -106,7 +106,7 @@ def find_peaks(maps: NDArray[np.float32], image_wh: tuple[float, float], thresho
         threshold: 0 to 1
     """
     _, height, width = maps.shape
-    reach = max(2, round(max(height, width) / 100))
+    reach = reach_of(height, width)
     framed = np.pad(maps, ((0, 0), (reach, reach), (reach, reach)), constant_values=-1)
     flat = framed.reshape(-1)
     found = np.flatnonzero(flat >= threshold)
@@ -125,6 +125,11 @@ def find_peaks(maps: NDArray[np.float32], image_wh: tuple[float, float], thresho
     scale = np.array(image_wh) / (width, height)
     places = (np.stack([xs, ys], axis=1) - reach + 0.5) * scale
     return Peaks(joints, places, values)
+
+
+def reach_of(height: int, width: int) -> int:
+    """How far around a pixel of a map there is nothing higher if it is a peak."""
+    return max(2, round(max(height, width) / 100))
 
 
 def _first_of_plateaus(maps: NDArray[np.float32], found: Indices) -> NDArray[np.bool_]:

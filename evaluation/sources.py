@@ -12,10 +12,12 @@ import numpy as np
 from . import skeletons
 from .inference import runs
 from .matching import Floats
-from .reading import map_joints
+from .reading import SampleMaps, map_joints
 from .truth import Annotations, Labels, read_labels
 
 COCO_ID = "coco_id"  # FiftyOne's importer calls it so, with the prefix of the labels where there is one
+
+SIZE = ("metadata.width", "metadata.height")  # fields
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Sources:
         self._coco_id = _coco_id_field(dataset, gt_field)
         optional = [self._coco_id] if self._coco_id else []
         optional += [self.people_field] if self.people_field else []
-        self.fields = [gt_field, "metadata.width", "metadata.height", *optional]
+        self.fields = [gt_field, *SIZE, *optional]
 
     def image(self, fields: dict[str, Any], filepath: str) -> Image:
         """Look up a sample's image.
@@ -119,9 +121,9 @@ class Sources:
         """
         found = self.annotations.find(fields.get(self._coco_id or ""), filepath) if self.annotations else None
         if found is None or self.annotations is None:
-            return Image(_size(fields, filepath))
+            return Image(image_size(fields, filepath))
         record, how = found
-        wh = (record["width"], record["height"]) if record.get("width") else _size(fields, filepath)
+        wh = (record["width"], record["height"]) if record.get("width") else image_size(fields, filepath)
         return Image(wh, record["id"], how, self.annotations.people(record["id"], wh))
 
     def labels(self, fields: dict[str, Any], image: Image) -> Labels:
@@ -184,8 +186,16 @@ def _annotated(annotations: Annotations | None, pairing: Pairing) -> list[int]:
     return [annotations.joints.index(same[name]) for name in wanted]
 
 
-def _size(fields: dict[str, Any], filepath: str) -> tuple[float, float]:
-    width, height = fields.get("metadata.width"), fields.get("metadata.height")
+def image_size(fields: dict[str, Any], filepath: str) -> tuple[float, float]:
+    """Width and height of a sample's image: from its metadata, else its file.
+
+    Args:
+        fields: with those of :data:`SIZE`
+
+    Raises:
+        ValueError: if neither tells
+    """
+    width, height = (fields.get(name) for name in SIZE)
     if not width or not height:
         try:
             metadata = fo.ImageMetadata.build_for(filepath)
@@ -193,3 +203,12 @@ def _size(fields: dict[str, Any], filepath: str) -> tuple[float, float]:
             raise ValueError(f"The size of its image is not known, and the file cannot be read: {error}") from error
         width, height = metadata.width, metadata.height
     return float(width), float(height)
+
+
+def size_for(sample: SampleMaps) -> tuple[float, float]:
+    """Width and height of a sample's image; where they are not known, of its maps, which may be squashed."""
+    try:
+        return image_size(sample.fields, sample.filepath)
+    except ValueError:
+        height, width = sample.maps.shape[1:]
+        return float(width), float(height)

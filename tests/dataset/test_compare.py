@@ -47,6 +47,7 @@ def attach(
 def two(dataset: Callable, photos: Path) -> fo.Dataset:
     """Runs 'one' and 'two' that see the nose alike and the left wrist apart, and only one of which sees the right."""
     made = dataset(photos)
+    made.set_values("metadata", [fo.ImageMetadata(width=640, height=480) for _ in made])  # as the maps are
     attach(made, "one", nose=(0.5, 0.2), left_wrist=(0.3, 0.6))
     attach(made, "two", nose=(0.5, 0.2), left_wrist=(0.35, 0.6))
     return made
@@ -80,6 +81,15 @@ def test_one_sort_brings_up_where_two_runs_disagree(compare, two: fo.Dataset):
     assert two.values("cmp_distance_right_wrist") == [None] * 6
     assert two.match({"cmp_worst_joint": "nose"}).values("id") == [odd]
     assert set(two.values("cmp_status")) == {"done"}
+
+
+def test_distances_are_those_of_the_image_where_it_is_known(compare, two: fo.Dataset):
+    """The maps are of 4:3; the wrist is 0.05 of the width apart."""
+    sizes = [(800, 300), (400, 300)] * 3
+    two.set_values("metadata", [fo.ImageMetadata(width=width, height=height) for width, height in sizes])
+    compare(two, "one", "two", "cmp", progress=False)
+    expected = [0.05 * width / (0.25 * (width * height) ** 0.5) for width, height in sizes]
+    assert two.values("cmp_distance_left_wrist") == pytest.approx(expected, rel=0.15)
 
 
 def test_a_joint_that_one_run_does_not_see_is_the_largest_disagreement(compare, two: fo.Dataset):

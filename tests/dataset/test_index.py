@@ -130,6 +130,21 @@ def test_another_call_goes_on_and_the_index_has_all(index, posed: fo.Dataset):
     assert len(posed.sort_by_similarity(ids[0], brain_key="pose_poses")) == 5
 
 
+def test_squashed_maps_are_indexed_as_the_image_is(index, posed: fo.Dataset):
+    """The maps are of 4:3: taken for those of a wide photo, a pose is wide."""
+    first = posed.first()
+    vectors = []
+    for width in (400, 1600, 400):
+        first.metadata = fo.ImageMetadata(width=width, height=300)
+        first.save()
+        index(posed, skip_existing=False, progress=False)
+        posed.reload()
+        vectors.append((first.pose_poses_embedding, first.pose_poses_people.detections[0].embedding))
+    for whole, wide, again in zip(*vectors, strict=True):
+        assert whole @ again == pytest.approx(1, abs=1e-5)
+        assert whole @ wide < 0.9
+
+
 def test_an_index_goes_with_its_fields_and_brain_runs(index, posed: fo.Dataset):
     before = set(posed.get_field_schema(flat=True))
     index(posed, duplicates=0.01, progress=False)

@@ -105,3 +105,19 @@ def test_peaks_are_local_maxima_and_a_plateau_is_one():
     assert len(found) == 2
     assert found[found[:, 2].argsort()[::-1]] == pytest.approx(np.array([[0.3, 0.4, 1.0], [0.8, 0.6, 0.5]]), abs=0.01)
     assert len(peaks(dark(), 0.1)) == 0
+
+
+@pytest.mark.parametrize("sigma", [25, 100])
+def test_a_wide_peak_of_8_bits_is_one(sigma: int):
+    rows, columns = np.arange(750)[:, None] - 375, np.arange(1000) - 500
+    eight = np.round(255 * np.exp(-(rows**2 + columns**2) / (2 * sigma**2))).astype(np.uint8)
+    assert len(peaks(eight.astype(np.float32) / 255, 0.05)) == 1
+
+
+def test_distances_in_squashed_maps_are_those_of_the_image():
+    """An image of 2:1, whose maps are square: a step across is twice as far as one down."""
+    first, across, down = (blob(*place, shape=(100, 100))[None] for place in ((0.4, 0.4), (0.45, 0.4), (0.4, 0.5)))
+    steps = [disagreement(first, second, image_wh=(400, 200)).distance[0] for second in (across, down)]
+    assert steps == pytest.approx([20 / (0.25 * 80000**0.5)] * 2, rel=0.05)
+    squares = [disagreement(first, second).distance[0] for second in (across, down)]
+    assert squares[1] == pytest.approx(2 * squares[0], rel=0.05)

@@ -1,9 +1,10 @@
 """Pose embeddings do not change when a pose is moved, enlarged or mirrored, and do when it is another pose."""
 
+import cv2
 import numpy as np
 import pytest
 
-from evaluation.embeddings import embedding, person_box, person_maps
+from evaluation.embeddings import embedding, floored, person_box, person_maps
 from evaluation.skeletons import twins
 from inference.joints import COCO
 
@@ -59,6 +60,30 @@ def test_a_mirror_image_is_not_the_same_as_left_and_right_swapped():
 def test_a_faint_map_is_the_same_pose_and_an_empty_one_is_none():
     assert distance(draw(STANDING), draw(STANDING) / 4) < 1e-5
     assert embedding(np.zeros((17, *SHAPE), np.float32), ORDER) is None
+
+
+def squashed(maps: np.ndarray, size: tuple[int, int] = (96, 96)) -> np.ndarray:
+    return np.stack([cv2.resize(values, size, interpolation=cv2.INTER_AREA) for values in maps])
+
+
+def test_squashed_maps_show_the_same_pose():
+    whole = draw(STANDING, scale=80, left=150, top=30, shape=(135, 240))  # of a photo of 16:9
+    small = squashed(whole)
+    one, other = embedding(whole, ORDER), embedding(small, ORDER, aspect=16 / 9)
+    assert float(one @ other) > 0.99
+    assert float(one @ embedding(small, ORDER)) < 0.97, "pixels taken for square"
+    points = (STANDING * 80 + (150, 30)) / (240, 135)
+    both = np.maximum(whole, draw(SITTING, scale=80, left=40, top=30, shape=(135, 240)))
+    one = embedding(person_maps(both, points), ORDER)
+    other = embedding(person_maps(squashed(both), points, 16 / 9), ORDER, 16 / 9)
+    assert float(one @ other) > 0.99
+
+
+def test_a_background_below_the_floor_does_not_decide():
+    maps = draw(STANDING, scale=40)
+    noisy = np.maximum(maps, np.float32(2 / 255))
+    assert distance(floored(noisy), maps) < 0.01
+    assert distance(noisy, maps) > 0.1
 
 
 def test_vectors_have_length_one():
