@@ -27,6 +27,7 @@ from typing import Any
 import bson
 import fiftyone as fo
 import fiftyone.core.utils as fou
+import numpy as np
 import torch
 from bson import ObjectId
 from pymongo import UpdateOne
@@ -36,6 +37,7 @@ from .batching import automatic_batch_size, usable_cores
 from .images import read_image
 from .joints import JointSet
 from .map_files import MapWriter, check_writable
+from .maps import map_wh
 from .predictor import Predictor, PreparedImage
 from .settings import Settings
 from .views import bulk_write, change, pages, patiently, target_problem, whole_samples
@@ -48,6 +50,7 @@ TOO_LARGE = (
 )
 MAX_CPU_BATCHES = 4  # at once; more would need much memory and not be faster
 MAX_GPU_WRITERS = 6  # each holds a batch of up to 32 images
+BATCH_BYTES = 250_000_000  # of maps; one image may have more
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # Of the folder, not of one sample's files.
 UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ESTALE, errno.EIO, errno.ENOTCONN)
@@ -349,9 +352,13 @@ class _Stages:
                 self.state.warnings.append((filepath, "is much longer than wide; it was scaled down as a whole."))
             same_shape = waiting.setdefault(image.shape, [])
             same_shape.append(_Item(sample_id, filepath, image))
-            if len(same_shape) >= self.batch_size:
+            if len(same_shape) >= self.batch_size or sum(map(self._map_bytes, same_shape)) >= BATCH_BYTES:
                 yield waiting.pop(image.shape)
         yield from waiting.values()
+
+    def _map_bytes(self, item: _Item) -> int:
+        width, height = map_wh(item.image.warp, self.settings.resolution)
+        return (1 + len(self.labeller.joints)) * width * height * np.dtype(self.settings.dtype).itemsize
 
     def _must_be_there(self, folder: Path) -> None:
         """Stop where a folder of photos went away and maps that were made of them would go, too."""

@@ -1,6 +1,7 @@
 """Batches that do not fit into the device's memory."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,6 +64,23 @@ def test_an_image_that_does_not_fit_by_itself_fails_alone(dataset: Callable, tmp
     statuses = dict(zip(made.values("filepath"), made.values("pose_status"), strict=True))
     assert statuses[str(square)] == "done"
     assert statuses[str(wide)] == ("The network failed on it: CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_batches_whose_maps_would_be_large_are_smaller(
+    dataset: Callable, tmp_path: Path, batches: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(f"{__name__}.ROOM", 4 * 64 * 64)
+    monkeypatch.setattr(pipeline, "BATCH_BYTES", 2 * 100 * 100)
+    paths = []
+    for index in range(4):
+        paths.append(tmp_path / f"{index}.png")
+        cv2.imwrite(str(paths[-1]), np.full((100, 100, 3), 80, np.uint8))
+    settings = pipeline.Settings(maps=("max",), maps_dir=str(tmp_path / "maps"), input_size=64, batch_size=4)
+    for resolution, expected in (("network", [4]), ("image", [2, 2])):
+        batches.clear()
+        chosen = replace(settings, label_field=resolution, resolution=resolution)
+        assert pipeline.run(dataset(paths), chosen, progress=False).done == 4
+        assert batches == expected
 
 
 def test_an_image_that_does_not_fit_by_itself_does_not_make_other_batches_smaller():
