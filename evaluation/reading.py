@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from .inference import runs, views
 
 BLOCK = 100  # samples asked of the database at once
 READ_AHEAD = 4  # samples per reader
+READ_AHEAD_BYTES = 500_000_000  # of decoded maps, which may be as large as their photos
 
 Report = Callable[[str, str, str], None]  # sample id, file, and a sentence that says what is wrong
 
@@ -102,24 +104,69 @@ def read_maps(
     num_readers = num_readers or os.cpu_count() or 1
     documents = _documents(view, [*names.values(), *fields])
     reading: deque[tuple[dict[str, Any], Future[NDArray[np.float32]]]] = deque()
+    ahead, numbers = _Ahead(), itertools.count()
     readers = ThreadPoolExecutor(num_readers, "read maps")
     try:
         while True:
             for document in itertools.islice(documents, num_readers * READ_AHEAD - len(reading)):
                 labels = {joint: document.get(name) for joint, name in names.items()}
-                reading.append((document, readers.submit(decode_maps, labels)))
+                reading.append((document, readers.submit(ahead.decode, next(numbers), labels)))
             if not reading:
                 return
             document, future = reading.popleft()
+            ahead.want_next()
             sample_id, filepath = str(document["_id"]), document["filepath"]
             try:
                 maps = future.result()
             except ValueError as error:
                 on_error(sample_id, filepath, str(error))
                 continue
+            ahead.hand_over(maps)
             yield SampleMaps(sample_id, filepath, maps, {name: nested(document, name) for name in fields})
     finally:
+        ahead.want_all()
         readers.shutdown(wait=True, cancel_futures=True)
+
+
+class _Ahead:
+    """Keeps threads from decoding more ahead than a number of bytes; the sample that is wanted is always decoded."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._free = READ_AHEAD_BYTES
+        self._largest = 0  # bytes of a sample so far
+        self._wanted: float = 0  # so many samples
+
+    def decode(self, number: int, labels: dict[str, dict[str, Any] | None]) -> NDArray[np.float32]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._largest <= self._free or number < self._wanted)
+            expected = self._largest
+            self._free -= expected
+        used = 0
+        try:
+            maps = decode_maps(labels)
+            used = maps.nbytes
+            return maps
+        finally:
+            with self._changed:
+                self._free += expected - used
+                self._largest = max(self._largest, used)
+                self._changed.notify_all()
+
+    def want_next(self) -> None:
+        with self._changed:
+            self._wanted += 1
+            self._changed.notify_all()
+
+    def hand_over(self, maps: NDArray[np.float32]) -> None:
+        with self._changed:
+            self._free += maps.nbytes
+            self._changed.notify_all()
+
+    def want_all(self) -> None:
+        with self._changed:
+            self._wanted = float("inf")
+            self._changed.notify_all()
 
 
 def _documents(view: fo.core.collections.SampleCollection, fields: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -155,9 +202,16 @@ def decode_maps(labels: dict[str, dict[str, Any] | None]) -> NDArray[np.float32]
     if missing:
         names = ", ".join(missing) if len(missing) < len(labels) else "any joint"
         raise ValueError(f"It has no map of {names}.")
-    maps = [_scaled(_values(label), label.get("range")) for label in labels.values() if label]
-    height, width = max((values.shape for values in maps), key=lambda shape: shape[0] * shape[1])
-    return np.stack([m if m.shape == (height, width) else _resized(m, height, width) for m in maps])
+    stored = [(_values(label), label.get("range")) for label in labels.values() if label]
+    for values, _ in stored:
+        if values.ndim != 2:
+            raise ValueError(f"A map of it has {values.ndim} dimensions; maps have 2.")
+    height, width = max((values.shape for values, _ in stored), key=lambda shape: shape[0] * shape[1])
+    maps = np.empty((len(stored), height, width), np.float32)
+    for k, (values, limits) in enumerate(stored):  # one by one: floats take four times the memory of what is stored
+        scaled = _scaled(values, limits)
+        maps[k] = scaled if scaled.shape == (height, width) else _resized(scaled, height, width)
+    return maps
 
 
 def _values(label: dict[str, Any]) -> NDArray:
@@ -185,8 +239,6 @@ def _values(label: dict[str, Any]) -> NDArray:
 
 def _scaled(values: NDArray, limits: Sequence[float] | None) -> NDArray[np.float32]:
     """By the range, or by what the App takes it to be where there is none; NaN is 0."""
-    if values.ndim != 2:
-        raise ValueError(f"A map of it has {values.ndim} dimensions; maps have 2.")
     low, high = limits or ((0, 1) if np.issubdtype(values.dtype, np.floating) else (0, 255))
     scaled = (values.astype(np.float32) - low) / (high - low or 1)
     return np.nan_to_num(scaled).clip(0, 1)

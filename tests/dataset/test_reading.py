@@ -1,5 +1,6 @@
 """Stored maps come back as they were, whatever way they are stored."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +125,23 @@ def test_a_sample_that_cannot_be_read_is_told_and_left_out(dataset: Callable, ph
     reasons = ["gone.png cannot be read", "no map of left_wrist", "damaged", "in the database cannot be decoded"]
     for report, words in zip(told, reasons, strict=True):
         assert words in report[2]
+
+
+def test_large_maps_are_not_read_far_ahead(dataset: Callable, photos: Path, monkeypatch: pytest.MonkeyPatch):
+    made = dataset(photos)
+    made.set_values("pose_nose", [fo.Heatmap(map=values_of(0))] * len(made))
+    monkeypatch.setattr(reading, "READ_AHEAD_BYTES", 1)
+    decoded: list[None] = []
+    decode = reading.decode_maps
+    monkeypatch.setattr(reading, "decode_maps", lambda labels: (decode(labels), decoded.append(None))[0])
+    samples = reading.read_maps(made, "pose", ["nose"], unexpected, num_readers=2)
+    for used, _ in enumerate(samples, 1):
+        time.sleep(0.05)
+        assert len(decoded) <= max(2, used)  # two begin before the size of either is known
+    assert len(decoded) == len(made)
+    samples = reading.read_maps(made, "pose", ["nose"], unexpected, num_readers=2)
+    next(samples)
+    samples.close()  # also while readers wait
 
 
 def test_maps_of_several_sizes_get_the_largest(dataset: Callable, photos: Path):
