@@ -67,6 +67,8 @@ def _scales(text: str) -> tuple[float, ...]:
 
 def params_of(settings: Settings, skip_existing: bool, existing: str | None) -> dict[str, Any]:
     """The inverse of :func:`settings_of`."""
+    from ..inference import checkpoints
+
     names = ("label_field", "model", "keypoints", "storage", "resolution", "dtype", "floor", "flip", "all_groups")
     optional = ("input_size", "batch_size", "num_readers", "device")
     params = {name: getattr(settings, name) for name in names}
@@ -74,7 +76,8 @@ def params_of(settings: Settings, skip_existing: bool, existing: str | None) -> 
     paths = {"checkpoint": settings.checkpoint, "maps_dir": settings.maps_dir}
     params |= {name: forms.path_param(path) for name, path in paths.items() if path}
     joints = [name for name in settings.maps if name != "max"]
-    if "joints" in joints and "max" in settings.maps:
+    known = checkpoints.find_model(settings.model, settings.checkpoint).joint_set.joints
+    if "max" in settings.maps and ("joints" in joints or {*known} <= {*joints}):
         params["maps"] = "all"
     elif not joints:
         params["maps"] = "max"
@@ -82,6 +85,22 @@ def params_of(settings: Settings, skip_existing: bool, existing: str | None) -> 
         params |= {"maps": "some", "joints": joints, "maximum": "max" in settings.maps}
     params |= {"scales": ", ".join(map(str, settings.scales)), "skip_existing": skip_existing, "advanced": True}
     return {**params, "existing": existing} if existing else params
+
+
+def params_to_continue(dataset: fo.Dataset, label_field: str) -> dict[str, Any] | None:
+    """The parameters with which a run goes on with other samples; None where it cannot."""
+    from ..inference import runs
+    from ..inference.settings import Settings
+
+    record = runs.read_record(dataset, label_field)
+    if record is None or record.adopted or record.dataset_id != runs.dataset_id(dataset):
+        return None
+    names = Settings.__dataclass_fields__
+    recorded = {name: value for name, value in record.settings.items() if name in names and value is not None}
+    try:
+        return params_of(Settings(label_field, **{**recorded, "maps": tuple(recorded["maps"])}), True, None)
+    except (KeyError, ValueError):  # of another version of the plugin, say of a model that this one does not know
+        return None
 
 
 def choices(params: dict[str, Any]) -> tuple[bool, str | None]:

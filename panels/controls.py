@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import fiftyone.operators as foo
 import fiftyone.operators.types as types
@@ -11,12 +12,32 @@ from ..inference.joints import spoken
 from . import state, view
 from .state import Run
 
+_newest: dict[str | None, dict[str, Any]] = {}  # what the App showed at the newest event of each panel
+
 
 class Controls(foo.Panel):
     """Says which fields are shown and draws the buttons for it; what "shown" is, the panels know.
 
     A button carries what is wanted, never a change of what there is: the App sends some clicks twice.
     """
+
+    about: tuple[str, ...] = ()  # what of a request tells what the App shows
+
+    def execute(self, ctx: foo.ExecutionContext) -> Any:
+        ctx.event = _newest[ctx.panel_id] = {name: ctx.request_params.get(name) for name in self.about}
+        return super().execute(ctx)
+
+    def catch_up(self, ctx: foo.ExecutionContext) -> bool:
+        """Where the App shows something else by now, make the answer about that; whether it was so.
+
+        Events are answered beside each other: a late answer would bring back what was shown before.
+        """
+        newest = _newest.get(ctx.panel_id)
+        late = newest is not None and getattr(ctx, "event", newest) != newest
+        if late:
+            ctx.request_params.update(newest)
+            ctx._dataset = ctx._view = None
+        return late
 
     def shown_fields(self, ctx: foo.ExecutionContext) -> list[str]:
         """The fields that are shown, maps and others."""
@@ -25,9 +46,6 @@ class Controls(foo.Panel):
     def show_fields(self, ctx: foo.ExecutionContext, fields: list[str]) -> None:
         """Show these fields and no others. From then on :meth:`shown_fields` is these, in this call too."""
         raise NotImplementedError
-
-    def run_chosen(self, ctx: foo.ExecutionContext) -> None:
-        """Another run is chosen now."""
 
     def choose_run(self, ctx: foo.ExecutionContext) -> None:
         """Another run, and its maps in place of the former one's."""
@@ -39,7 +57,6 @@ class Controls(foo.Panel):
         kept = state.wanted_fields(old, shown, False, ())
         ctx.panel.set_state("run", new.label_field)
         self._show(ctx, state.wanted_fields(new, kept, old.maximum in shown, state.shown_joints(old, shown)))
-        self.run_chosen(ctx)
 
     def show_maximum(self, ctx: foo.ExecutionContext) -> None:
         self._show_maps(ctx, maximum=True)
@@ -71,7 +88,8 @@ class Controls(foo.Panel):
         chosen = runs.get(ctx.panel.get_state("run") or "")
         if chosen is None and runs:
             active = set(self.shown_fields(ctx))
-            chosen = next((run for run in runs.values() if active & set(run.maps)), list(runs.values())[-1])
+            shown = next((run for run in runs.values() if active & set(run.maps)), None)
+            chosen = shown or runs[state.last_made(ctx.dataset, runs)]
         return chosen
 
     def draw_controls(

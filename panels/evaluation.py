@@ -10,7 +10,7 @@ import fiftyone.operators.types as types
 
 from ..inference.joints import spoken
 from . import evaluation_plots as plots
-from . import finds, view
+from . import finds, state, view
 
 EVALUATE = "@pose-heatmaps/higherhrnet/evaluate_heatmaps"
 DELETE = "@pose-heatmaps/higherhrnet/delete_evaluation"
@@ -166,7 +166,7 @@ def _chosen(ctx: foo.ExecutionContext) -> str | None:
     """The evaluation that the panel is about: the chosen one, else the last made."""
     keys = _evaluations(ctx.dataset)
     key = ctx.panel.get_state("key")
-    return key if key in keys else next(reversed(keys), None)
+    return key if key in keys else state.last_made(ctx.dataset, keys) if keys else None
 
 
 def _show_map(ctx: foo.ExecutionContext, key: str, joint: str | None) -> None:

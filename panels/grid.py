@@ -10,6 +10,8 @@ import fiftyone.operators as foo
 import fiftyone.operators.types as types
 
 from ..inference.runs import field_colors
+from ..inference.views import whole_samples
+from ..operators.generation import params_to_continue
 from . import finds, state, view
 from .controls import Controls
 from .state import Run
@@ -35,19 +37,24 @@ class HeatmapsPanel(Controls):
             help_markdown=HELP,
         )
 
-    # --- what happens outside of the panel
+    about = ("dataset_id", "dataset_name", "view", "view_name", "filters", "extended", "group_slice")
+
+    # --- what happens outside of the panel: it is drawn anew
 
     def on_load(self, ctx: foo.ExecutionContext) -> None:
-        self._count(ctx, anew=True)
+        ctx.panel.set_state("counted", None)
 
     def on_change_view(self, ctx: foo.ExecutionContext) -> None:
-        self._count(ctx)
+        """Other samples."""
+
+    def on_change_group_slice(self, ctx: foo.ExecutionContext) -> None:
+        """Other samples."""
 
     def on_change_dataset(self, ctx: foo.ExecutionContext) -> None:
-        self._count(ctx, anew=True)
+        """Other runs."""
 
     def on_change_active_fields(self, ctx: foo.ExecutionContext) -> None:
-        self._count(ctx)
+        """Other maps."""
 
     # --- what is shown
 
@@ -60,9 +67,6 @@ class HeatmapsPanel(Controls):
         # done, it finds them gone and shows an error instead of the photo; photos that are loaded anew it can paint.
         ctx.ops.reload_samples()
         ctx.request_params["active_fields"] = fields
-
-    def run_chosen(self, ctx: foo.ExecutionContext) -> None:
-        self._count(ctx)
 
     def color_by(self, ctx: foo.ExecutionContext) -> None:
         """By field (a colour per joint) or by value (a colour scale), until the page is loaded anew."""
@@ -85,7 +89,7 @@ class HeatmapsPanel(Controls):
             else fo.DatasetView._build(ctx.dataset, former["view"])
         )
         name, index = ctx.params["find"], ctx.params.get("joint")
-        found = finds.find(base, run, name, index)
+        found = finds.find(whole_samples(base), run, name, index)
         ctx.panel.set_state(
             "found", {"find": [name, index], "view": finds.stages(found._serialize()), "former": former}
         )
@@ -116,27 +120,34 @@ class HeatmapsPanel(Controls):
         if label_field not in state.find_runs(ctx.dataset):
             runs.adopt(ctx.dataset, label_field)
         ctx.panel.set_state("run", label_field)
-        self._count(ctx, anew=True)
         ctx.ops.reload_dataset()
 
-    def _count(self, ctx: foo.ExecutionContext, anew: bool = False) -> None:
+    def generate(self, ctx: foo.ExecutionContext) -> None:
+        """For the samples that have no maps yet."""
+        ctx.prompt(GENERATE, ctx.params["settings"], on_success=self.on_generated)
+
+    def on_generated(self, ctx: foo.ExecutionContext) -> None:
+        """Drawn anew: there are more maps."""
+
+    def _count(self, ctx: foo.ExecutionContext, run: Run) -> dict[str, Any]:
         """How many samples of the view have the run's maps: asked of the database only when that may have changed."""
-        run = self.chosen(ctx, state.find_runs(ctx.dataset)) if ctx.dataset is not None else None
-        if run is None:
-            return
         request = ctx.request_params
-        asked = [request.get(name) for name in ("dataset_id", "view_name", "filters", "extended")]
-        key = json.dumps([run.maps[0], finds.stages(request.get("view")), *asked], default=str)
-        counted = ctx.panel.get_state("counted") or {}
-        if anew or counted.get("key") != key:
+        asked = [request.get(name) for name in ("dataset_id", "view_name", "filters", "extended", "group_slice")]
+        changed = ctx.dataset._max("last_modified_at")  # of any sample, by an index
+        key = json.dumps([run.maps[0], finds.stages(request.get("view")), *asked, changed], default=str)
+        counted = ctx.panel.get_state("counted")
+        if not counted or counted["key"] != key:
             # views of patches, and those that hide the maps, know no field of them
             there = ctx.view.has_field(run.maps[0])
             total, *done = ctx.view.aggregate([fo.Count(), *([fo.Count(run.maps[0])] if there else [])])
-            ctx.panel.set_state("counted", {"key": key, "total": total, "done": done[0] if there else None})
+            counted = {"key": key, "total": total, "done": done[0] if there else None}
+            ctx.panel.set_state("counted", counted)
+        return counted
 
     # --- what it looks like
 
     def render(self, ctx: foo.ExecutionContext) -> types.Property:
+        self.catch_up(ctx)
         panel = types.Object()
         body = view.body(panel)
         runs = state.find_runs(ctx.dataset) if ctx.dataset is not None else {}
@@ -161,6 +172,9 @@ class HeatmapsPanel(Controls):
         if not offered:
             return
         part = view.section(body, "finds", "Find samples")
+        if ctx.view._is_generated:
+            view.caption(part, "hint", "Only among whole samples: leave the patches first.")
+            return
         line = view.row(part, "buttons")
         former = self._former(ctx)
         lit = ctx.panel.get_state("found")["find"] if former else None
@@ -182,12 +196,16 @@ class HeatmapsPanel(Controls):
     def _draw_run(self, ctx: foo.ExecutionContext, body: types.Object, run: Run) -> None:
         part = view.section(body, "about", "Run")
         view.text(part, "title_of_run", f"{run.label_field}: {run.title}")
-        counted = ctx.panel.get_state("counted")
-        if counted and counted["done"] is not None:
-            total, done = counted["total"], counted["done"]
-            view.text(part, "counted", f"{done:,} of {total:,} samples in this view have its maps.")
-            if done < total:
-                view.button(part, "generate", "Generate for the others", GENERATE, prompt=True)
+        # A find is not to wait for its count: the App asks again when it has the view.
+        finding = ctx.params.get("__method__") == "find"
+        counted = ctx.panel.get_state("counted") if finding else self._count(ctx, run)
+        if not counted or counted["done"] is None:
+            return
+        total, done = counted["total"], counted["done"]
+        view.text(part, "counted", f"{done:,} of {total:,} samples in this view have its maps.")
+        settings = params_to_continue(ctx.dataset, run.label_field) if done < total else None
+        if settings:
+            view.button(part, "generate", "Generate for the others", self.generate, params={"settings": settings})
 
     def _draw_adopt(self, ctx: foo.ExecutionContext, body: types.Object) -> None:
         loose = state.without_record(ctx.dataset)

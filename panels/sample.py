@@ -43,12 +43,14 @@ class SampleHeatmapsPanel(Controls):
             help_markdown=HELP,
         )
 
+    about = ("current_sample",)
+
     # --- what happens outside of the panel
 
     def on_load(self, ctx: foo.ExecutionContext) -> None:
         ctx.panel.set_state("scripted", False)
         ctx.panel.set_state("fields", list(ctx.active_fields))
-        self._look(ctx)
+        ctx.panel.set_state("seen", None)
 
     def execute(self, ctx: foo.ExecutionContext) -> Any:
         result = super().execute(ctx)
@@ -58,7 +60,7 @@ class SampleHeatmapsPanel(Controls):
         return result
 
     def on_change_current_sample(self, ctx: foo.ExecutionContext) -> None:
-        self._look(ctx)
+        """Drawn anew."""
 
     def on_script(self, ctx: foo.ExecutionContext) -> None:
         """The script has answered, with the fields that the open sample shows, or None where it cannot tell."""
@@ -87,9 +89,6 @@ class SampleHeatmapsPanel(Controls):
             ctx.trigger(SCRIPT, {"fields": fields})
         self._draw_picture(ctx)
 
-    def run_chosen(self, ctx: foo.ExecutionContext) -> None:
-        self._look(ctx)
-
     def show_bar(self, ctx: foo.ExecutionContext) -> None:
         """A click on a bar shows its joint."""
         run = self.chosen(ctx, state.find_runs(ctx.dataset))
@@ -116,23 +115,24 @@ class SampleHeatmapsPanel(Controls):
 
     # --- the sample
 
-    def _look(self, ctx: foo.ExecutionContext) -> None:
-        """Read what does not change with the controls: the peaks and the people."""
-        run = self.chosen(ctx, state.find_runs(ctx.dataset))
+    def _look(self, ctx: foo.ExecutionContext, run: Run) -> dict[str, Any] | None:
+        """What does not change with the controls, read once for a sample and run: the peaks and the people."""
+        seen, of = ctx.panel.get_state("seen"), [ctx.current_sample, run.label_field]
+        if seen and seen["of"] == of:
+            return seen
         document = _document(ctx)
-        if run is None or document is None:
-            ctx.panel.set_state("seen", None)
-            return
-        ctx.panel.set_state(
-            "seen",
-            {
-                "maximum": bool(document.get(run.maximum or "")),
-                "peaks": overlay.peaks(document, run),
-                "people": _people(document, run),
-                "status": document.get(run.others.get("status", "")),
-            },
-        )
+        if document is None:
+            return None
+        seen = {
+            "of": of,
+            "maximum": bool(document.get(run.maximum or "")),
+            "peaks": overlay.peaks(document, run),
+            "people": _people(document, run),
+            "status": document.get(run.others.get("status", "")),
+        }
+        ctx.panel.set_state("seen", seen)
         self._draw_picture(ctx, document)
+        return seen
 
     def _draw_picture(self, ctx: foo.ExecutionContext, document: dict[str, Any] | None = None) -> None:
         runs = state.find_runs(ctx.dataset)
@@ -157,11 +157,12 @@ class SampleHeatmapsPanel(Controls):
     # --- what it looks like
 
     def render(self, ctx: foo.ExecutionContext) -> types.Property:
+        if self.catch_up(ctx):
+            ctx.panel.set_state("seen", None)
         panel = types.Object()
         body = view.body(panel)
         runs = state.find_runs(ctx.dataset)
         run = self.chosen(ctx, runs)
-        seen = ctx.panel.get_state("seen")
         if run is None:
             view.text(body, "empty", "This dataset has no pose heatmaps yet.")
         else:
@@ -170,10 +171,13 @@ class SampleHeatmapsPanel(Controls):
                 body.obj("watch", view=watch)
             colors = field_colors(ctx.dataset)
             self.draw_controls(ctx, body, run, runs, colors)
-            if seen and all(peak is None for peak in seen["peaks"].values()) and not seen["maximum"]:
+            seen = self._look(ctx, run)
+            if seen is None:
+                view.text(body, "no_sample", "The sample that is open here is not in the dataset.")
+            elif all(peak is None for peak in seen["peaks"].values()) and not seen["maximum"]:
                 why = "" if seen["status"] in (None, DONE) else f" {seen['status']}"
                 view.text(body, "no_maps", f"This sample has no maps of the run '{run.label_field}'.{why}")
-            elif seen:
+            else:
                 self._render_picture(ctx, body, run, runs)
                 shown = state.shown_joints(run, self.shown_fields(ctx))
                 self._render_peaks(body, run, seen["peaks"], shown, colors)
@@ -276,7 +280,12 @@ def _document(ctx: foo.ExecutionContext) -> dict[str, Any] | None:
     """The open sample as the database holds it: making FiftyOne's objects of all its maps takes longer."""
     if not ctx.current_sample:
         return None
-    return ctx.dataset._sample_collection.find_one({"_id": ObjectId(ctx.current_sample)})
+    samples, own = ctx.dataset._sample_collection, {"_id": ObjectId(ctx.current_sample)}
+    found = samples.find_one(own)
+    if found is None and ctx.view._is_generated:  # a patch, say: it names its sample
+        patch = ctx.view._dataset._sample_collection.find_one(own, ["_sample_id"]) or {}
+        found = samples.find_one({"_id": patch.get("_sample_id")})
+    return found
 
 
 def _people(document: dict[str, Any], run: Run) -> list[dict[str, Any]] | None:

@@ -92,16 +92,22 @@ def _title(record: Record) -> str:
 
 
 def without_record(dataset: fo.Dataset) -> dict[str, list[str]]:
-    """Heatmap fields that belong to no run, by the label field under which they could be adopted."""
+    """Heatmap fields that belong to no run, by the label field under which they could be adopted, if it has none."""
     recorded = {name for record in list_records(dataset).values() for name in record.fields}
     suffixes = sorted({"max", *(joint for known in JOINT_SETS.values() for joint in known.joints)}, key=len)[::-1]
     groups: dict[str, list[str]] = {}
+    taken = dataset.list_runs()
     for name in heatmap_fields(dataset):
         suffix = next((suffix for suffix in suffixes if name.endswith(f"_{suffix}")), name.rpartition("_")[2])
         prefix = name.removesuffix(f"_{suffix}")
-        if name not in recorded and prefix != name:
+        if name not in recorded and prefix != name and prefix not in taken:
             groups.setdefault(prefix, []).append(name)
     return groups
+
+
+def last_made(dataset: fo.Dataset, keys: Iterable[str]) -> str:
+    """The newest of some FiftyOne runs; their keys come in alphabetical order."""
+    return max(keys, key=lambda key: dataset.get_run_info(key).timestamp)
 
 
 def part(joint: str) -> str:

@@ -17,7 +17,23 @@ from fiftyone.operators.executor import ExecutionContext, Executor
 
 from benchmarks import generated
 from evaluation import summary
-from inference import runs
+from inference import pipeline, runs
+
+GRID = "@pose-heatmaps/higherhrnet/pose_heatmaps"
+GENERATE = "@pose-heatmaps/higherhrnet/generate_heatmaps"
+
+
+def happened(dataset: fo.Dataset, method: str, view: fo.DatasetView | None = None, **more: Any) -> ExecutionContext:
+    """An event of a panel."""
+    params = {"panel_id": method, "panel_state": more.pop("panel_state", {}), "__method__": method}
+    request = {"dataset_name": dataset.name, "view": (view or dataset.view())._serialize(), "params": params}
+    return ExecutionContext(request_params={**request, "active_fields": [], **more}, executor=Executor())
+
+
+def answer(panel: str, ctx: ExecutionContext) -> str:
+    """All that the App is told after an event."""
+    foo.get_operator(panel).execute(ctx)
+    return str(ctx.executor.to_json())
 
 
 @pytest.fixture
@@ -81,6 +97,114 @@ def test_finds_come_in_the_order_that_they_promise(dataset: Callable):
     assert found("crowd") == [2, 3, 0]
     assert found("unsure") == [2, 3, 0]
     assert found("weakest") == [3, 0, 2]
+
+
+def some_maps(dataset: Callable, photos: Path, tmp_path: Path, count: int) -> tuple[fo.Dataset, pipeline.Settings]:
+    made = dataset([photos / "rocket.jpg"] * 3)
+    settings = pipeline.Settings("own", maps=("max", "nose"), input_size=64, floor=0.1, maps_dir=str(tmp_path))
+    pipeline.run(made.limit(count), settings, progress=False)
+    made.reload()
+    return made, settings
+
+
+def test_a_run_is_continued_with_its_own_settings(dataset: Callable, photos: Path, tmp_path: Path):
+    made, _ = some_maps(dataset, photos, tmp_path, 2)
+    ctx = happened(made, "on_load")
+    assert "2 of 3 samples in this view have its maps" in answer(GRID, ctx)
+    button = foo.get_operator(GRID).render(ctx).type.properties["body"].type.properties["about"].type.properties
+    params = button["generate"].view.params["settings"]
+    asked = {"dataset_name": made.name, "params": params}
+    form = str(foo.get_operator(GENERATE).resolve_input(ExecutionContext(asked, operator_uri=GENERATE)).to_json())
+    assert "1 image (2 images done already), 2 heatmap fields" in form
+    foo.execute_operator(GENERATE, {"dataset": made}, params=params)
+    assert made.values("own_status") == ["done"] * 3
+
+    copy = made.clone(persistent=True)
+    copy.add_sample(fo.Sample(filepath=str(photos / "camera.png")))
+    text = answer(GRID, happened(copy, "on_load"))
+    fo.delete_dataset(copy.name)
+    assert "3 of 4 samples in this view have its maps" in text
+    assert "Generate for the others" not in text, "the run of a clone is the original's"
+
+
+def test_the_count_follows_what_runs_do(dataset: Callable, photos: Path, tmp_path: Path):
+    made, settings = some_maps(dataset, photos, tmp_path, 1)
+    first = happened(made, "on_load")
+    assert "1 of 3 samples" in answer(GRID, first)
+    pipeline.run(made, settings, progress=False)
+    assert "3 of 3 samples" in answer(GRID, happened(made, "on_generated", panel_state=first.panel_state))
+
+
+def test_finds_look_at_whole_samples(dataset: Callable, photos: Path):
+    made = dataset([f"/nowhere/{number}.jpg" for number in range(3)])
+    made.set_values("pose_max", [fo.Heatmap(map=np.zeros((4, 4), np.uint8)) for _ in range(3)])
+    made.set_values("pose_num_people", [0, 1, 0])
+    made.set_values("people", [fo.Detections(detections=[fo.Detection(bounding_box=[0, 0, 1, 1])]) for _ in range(3)])
+    runs.adopt(made, "pose")
+    ctx = happened(made, "find", made.select_fields("people"))
+    ctx.params["find"] = "nobody"
+    answer(GRID, ctx)
+    assert len(ctx.view) == 2
+    text = answer(GRID, happened(made, "on_load", made.to_patches("people")))
+    assert "leave the patches first" in text
+    assert "Nobody found" not in text
+
+
+def test_only_fields_that_can_be_adopted_are_offered(dataset: Callable):
+    made = dataset(["/nowhere/0.jpg"])
+    made.set_values("pose_max", [fo.Heatmap(map=np.zeros((4, 4), np.uint8))])
+    runs.adopt(made, "pose")
+    for name in ("pose_depth", "other_max"):
+        made.add_sample_field(name, fo.EmbeddedDocumentField, embedded_doc_type=fo.Heatmap)
+    state = sys.modules[type(foo.get_operator(GRID)).__module__].state
+    assert state.without_record(made) == {"other": ["other_max"]}
+
+
+def test_the_last_made_is_not_the_last_in_the_alphabet(dataset: Callable):
+    made = dataset(["/nowhere/0.jpg"])
+    for label_field in ("b", "a"):
+        made.set_values(f"{label_field}_max", [fo.Heatmap(map=np.zeros((4, 4), np.uint8))])
+        runs.adopt(made, label_field)
+    state = sys.modules[type(foo.get_operator(GRID)).__module__].state
+    assert state.last_made(made, ["a", "b"]) == "a"
+    assert "a: attached maps" in answer(GRID, happened(made, "on_load"))
+
+
+# --- an open sample
+
+SAMPLE = "@pose-heatmaps/higherhrnet/pose_heatmaps_sample"
+
+
+@pytest.fixture
+def two(dataset: Callable, photos: Path) -> fo.Dataset:
+    """Two samples with a map and one box each; the maps' highest values are 0.2 and 0.8."""
+    made = dataset([photos / "rocket.jpg", photos / "camera.png"])
+    maps = [np.full((4, 4), value, np.float32) for value in (0.2, 0.8)]
+    made.set_values("pose_nose", [fo.Heatmap(map=values, range=[0, 1]) for values in maps])
+    made.set_values("people", [fo.Detections(detections=[fo.Detection(bounding_box=[0, 0, 1, 1])]) for _ in range(2)])
+    runs.adopt(made, "pose")
+    return made
+
+
+def test_an_open_patch_shows_the_maps_of_its_sample(two: fo.Dataset):
+    patches = two.to_patches("people")
+    text = answer(SAMPLE, happened(two, "on_change_current_sample", patches, current_sample=patches.last().id))
+    assert "'0.80'" in text
+    assert "data:image/jpeg" in text
+    lost = answer(SAMPLE, happened(two, "on_change_current_sample", current_sample="0" * 24))
+    assert "The sample that is open here is not in the dataset." in lost
+
+
+def test_a_late_answer_is_about_what_is_open_by_now(two: fo.Dataset, monkeypatch: pytest.MonkeyPatch):
+    first, second = two.values("id")
+    panel = foo.get_operator(SAMPLE)
+    late, newer = (happened(two, "on_change_current_sample", current_sample=one) for one in (first, second))
+    monkeypatch.setattr(
+        type(panel), "on_change_current_sample", lambda self, ctx: ctx is late and answer(SAMPLE, newer)
+    )
+    answers = [answer(SAMPLE, late), str(newer.executor.to_json())]
+    assert ["'0.80'" in text for text in answers] == [True, True]
+    assert ["'0.20'" in text for text in answers] == [False, False]
 
 
 # --- the evaluation
