@@ -23,8 +23,8 @@ SOURCES = (FROM_ANNOTATIONS, FROM_ATTRIBUTES, ESTIMATED)
 AREA_FROM = "area_from"  # which of them, of an annotation
 BY_ID, BY_NAME = "coco_id", "file name"
 SAME = 3.0  # pixels between an annotation and the keypoints made of it, on average: rounding, no more
-# Medians over COCO val2017: the area of a person is 0.53 of the box around it, 0.9 of the box around 7 and more of its
-# joints, and a third of that box made square.
+# Medians over COCO val2017, about: the area of a person is 0.53 of the box around it, 0.9 of the box around 7 and more
+# of its joints, and a third of that box made square.
 OF_BOX, OF_JOINTS, OF_SQUARE = 0.53, 0.9, 0.33
 OF_IMAGE = 0.02  # where one joint alone is labelled
 MARGIN = 0.2  # of the root of the area: how far a person reaches beyond its joints
