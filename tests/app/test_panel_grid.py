@@ -135,6 +135,23 @@ def test_finds_change_the_view_and_lead_back(posed: fo.Dataset, app: App):
     expect(app.button("Back to the former view")).to_have_count(0, timeout=PATIENCE)
 
 
+def test_a_run_is_continued_in_the_panel_with_its_own_settings(dataset, photos: Path, tmp_path: Path, app: App):
+    made = dataset([photos / name for name in ("astronaut.jpg", "camera.png", "chelsea.jpg")])
+    settings = pipeline.Settings("own", maps=("max", "nose"), input_size=128, maps_dir=str(tmp_path))
+    pipeline.run(made.limit(1), settings)
+    app.open(made.name)
+    app.open_panel(PANEL)
+    app.page.get_by_text("1 of 3 samples in this view have its maps.").wait_for(timeout=PATIENCE)
+    app.press("Generate for the others")
+    form = app.page.locator('[data-cy="operators-prompt-modal"]')
+    form.get_by_text("2 images (1 image done already), 2 heatmap fields").wait_for(timeout=PATIENCE)
+    form.get_by_role("button", name="Execute").click()
+    app.page.get_by_text("3 of 3 samples in this view have its maps.").wait_for(timeout=PATIENCE)
+    made.reload()
+    assert runs.list_records(made).keys() == {"own"}
+    assert made.values("own_status") == ["done"] * 3
+
+
 def test_colours_by_value_and_by_joint(posed: fo.Dataset, app: App):
     app.open(posed.name)
     app.open_panel(PANEL)
