@@ -74,8 +74,8 @@ class _Pair:
     first: NDArray[np.float32] | None = None
     second: NDArray[np.float32] | None = None
     people: NDArray[np.floating] | None = None
-    image_wh: tuple[float, float] | None = None
     problem: str | None = None
+    image_wh: tuple[float, float] | None = None
 
 
 def fields_of(key: str, joints: Sequence[str]) -> dict[str, type]:
@@ -300,7 +300,8 @@ def _paired(
             other = next(others, None)
         if other is not None and other.sample_id == one.sample_id:
             found = [points for maps in (one, other) for points in _people(maps.fields)]
-            yield _Pair(one.sample_id, one.filepath, one.maps, other.maps, _stacked(found), size_for(one))
+            people, size = _stacked(found), size_for(one)
+            yield _Pair(one.sample_id, one.filepath, one.maps, other.maps, people, image_wh=size)
         else:
             yield _Pair(one.sample_id, one.filepath, problem=other_missing.get(one.sample_id, "It is gone."))
         other_missing = {name: reason for name, reason in other_missing.items() if name > one.sample_id}
