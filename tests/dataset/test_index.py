@@ -145,6 +145,17 @@ def test_squashed_maps_are_indexed_as_the_image_is(index, posed: fo.Dataset):
         assert whole @ wide < 0.9
 
 
+def test_a_faint_background_does_not_change_an_index(index, posed: fo.Dataset):
+    first = posed.first()
+    index(posed, brain_key="dark", progress=False)
+    for joint in COCO.joints:
+        path = first[f"pose_{joint}"].map_path
+        assert cv2.imwrite(path, np.maximum(cv2.imread(path, cv2.IMREAD_UNCHANGED), 2))
+    index(posed, brain_key="faint", progress=False)
+    first.reload()
+    assert first.dark_embedding @ first.faint_embedding > 0.99
+
+
 def test_an_index_goes_with_its_fields_and_brain_runs(index, posed: fo.Dataset):
     before = set(posed.get_field_schema(flat=True))
     index(posed, duplicates=0.01, progress=False)
