@@ -83,9 +83,7 @@ def told(ctx: foo.ExecutionContext, triggers: Iterator[Any]) -> Iterator[Any]:
         outputs = types.Object()
         outputs.str("error", label="Error")
         yield ctx.ops.notify(sentence, variant="error")
-        yield ctx.ops.show_output(
-            types.Property(outputs, view=types.View(label="It has failed")).to_json(), {"error": sentence}
-        )
+        yield ctx.ops.show_output(types.Property(outputs).to_json(), {"error": sentence})
 
 
 def now_and_then(steps: Iterator[T], seconds: float) -> Iterator[T]:

@@ -66,3 +66,17 @@ def test_the_form_splits_a_run_into_operations_for_workers(dataset, photos: Path
     made.reload()
     assert made.has_field("pose_max")
     assert made.count_values("pose_status") == {None: 6}
+
+
+def test_the_app_says_why_a_run_has_failed(dataset, photos: Path, app: App):
+    app.open(dataset(photos).name)
+    form = app.prompt(LABEL)
+    form.get_by_label("Advanced settings").check()
+    form.get_by_text("Threads that decode images").wait_for(timeout=60_000)
+    form.get_by_role("textbox").last.fill("cuda:99")
+    form.get_by_text("Device 'cuda:99' is not available here").wait_for(timeout=60_000)
+    form.get_by_role("button", name="Execute").click()
+    app.page.get_by_text("Error:").wait_for(timeout=60_000)
+    expect(app.page.get_by_text("Threads that decode images")).to_have_count(0)  # the form is gone, the reason is not
+    app.page.get_by_text("Device 'cuda:99' is not available here").first.wait_for(timeout=60_000)
+    assert app.page.get_by_text("network error").count() == 0
