@@ -259,7 +259,8 @@ def results(dataset: fo.Dataset, key: str, joints: Sequence[str]) -> dict[str, A
     names = ["", *joints]
     paths = [[runs.field_name(key, "_".join(filter(None, (m, n)))) for m in ("distance", "divergence")] for n in names]
     asked = [stage for pair in paths for stage in (fo.Count(pair[0]), fo.Mean(pair[0]), fo.Mean(pair[1]))]
-    answers = views.all_samples(dataset).aggregate(asked)
+    done = views.all_samples(dataset).match({runs.field_name(key, "status"): runs.DONE})
+    answers = done.aggregate(asked)
     table = {
         name: dict(zip(("samples", "distance", "divergence"), answers[3 * index : 3 * index + 3], strict=True))
         for index, name in enumerate(names)

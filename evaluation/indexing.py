@@ -365,7 +365,7 @@ def _use_brain(dataset: fo.Dataset, choices: Choices, state: Progress) -> Genera
     """Yields what was done."""
     key, embeddings = choices.key, runs.field_name(choices.key, "embedding")
     people = runs.field_name(key, "people")
-    everything = views.all_samples(dataset)
+    everything = views.all_samples(dataset).match({runs.field_name(key, "status"): runs.DONE})
     samples = everything.match({embeddings: {"$ne": None}})
     state.samples = len(samples)
     state.people = everything.count(f"{people}.detections") if choices.people else 0

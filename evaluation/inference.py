@@ -8,11 +8,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING or __package__ == "evaluation":
-    from inference import joints, runs, views
+    from inference import cores, joints, runs, views
 else:
-    from ..inference import joints, runs, views
+    from ..inference import cores, joints, runs, views
 
-__all__ = ["joints", "runs", "views"]
+__all__ = ["cores", "joints", "runs", "views"]
 
 
 def load_mirrored() -> ModuleType:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import zlib
 from collections import deque
@@ -20,7 +19,7 @@ import numpy as np
 from bson import ObjectId
 from numpy.typing import NDArray
 
-from .inference import runs, views
+from .inference import cores, runs, views
 
 BLOCK = 100  # samples asked of the database at once
 READ_AHEAD = 4  # samples per reader
@@ -101,7 +100,7 @@ def read_maps(
             f"The label field '{label_field}' has no maps of {', '.join(unknown)}, only {', '.join(known)}."
         )
     names = {joint: runs.field_name(label_field, joint) for joint in joints}
-    num_readers = num_readers or os.cpu_count() or 1
+    num_readers = num_readers or cores.usable_cores()
     documents = _documents(view, [*names.values(), *fields])
     reading: deque[tuple[dict[str, Any], Future[NDArray[np.float32]]]] = deque()
     ahead, numbers = _Ahead(), itertools.count()
@@ -134,12 +133,12 @@ class _Ahead:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._free = READ_AHEAD_BYTES
-        self._largest = 0  # bytes of a sample so far
+        self._largest = 0  # bytes of a sample so far; the first one is decoded alone
         self._wanted: float = 0  # so many samples
 
     def decode(self, number: int, labels: dict[str, dict[str, Any] | None]) -> NDArray[np.float32]:
         with self._changed:
-            self._changed.wait_for(lambda: self._largest <= self._free or number < self._wanted)
+            self._changed.wait_for(lambda: 0 < self._largest <= self._free or number < self._wanted)
             expected = self._largest
             self._free -= expected
         used = 0

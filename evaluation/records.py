@@ -16,6 +16,7 @@ from pymongo import UpdateOne
 from .inference import runs, views
 
 METHOD = "pose-heatmaps-evaluation"  # tells these records from other FiftyOne runs
+LABELS_LOOKED_AT = 1000  # samples
 DELETED = "deleted"  # the kind of a record whose fields are being deleted
 
 
@@ -142,8 +143,9 @@ def check_key(dataset: fo.Dataset, key: str, fields: Iterable[str], attributes: 
     if taken:
         return f"The dataset has a field '{taken[0]}' that is not of an evaluation '{key}'; choose another key."
     new = [name for name in attributes if record is None or name not in record.attributes]
-    # Not the schema: FiftyOne keeps attributes of labels that are not declared.
-    given = new and views.all_samples(dataset).match({"$or": [{name: {"$exists": True}} for name in new]})
+    # Not the schema: FiftyOne keeps attributes of labels that are not declared. Not all samples: a form asks, too.
+    some = views.all_samples(dataset).limit(LABELS_LOOKED_AT)
+    given = new and some.match({"$or": [{name: {"$exists": True}} for name in new]})
     if given and given.limit(1).count():
         return f"Labels have attributes '{key}_…' that are not of an evaluation '{key}'; choose another key."
     return None

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pymongo import UpdateOne
 
 from . import runs
-from .batching import usable_cores
+from .cores import usable_cores
 from .file_index import ARRAY, MATCHES, MAX_LISTED, Index, Matching, patterns
 from .map_files import MapWriter, check_writable
 from .views import bulk_write, change, pages, take_back, target_problem

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -13,11 +12,6 @@ from .predictor import Predictor, PreparedImage
 CPU_BATCH = 4
 MAX_GPU_BATCH = 32  # more is not faster, and more is lost when a worker is killed
 SHARE = 0.6  # of the free memory: others may use the GPU too, and some photos are longer than the one measured with
-
-
-def usable_cores() -> int:
-    """The cores that this process may use, which a cluster's scheduler may have limited."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def automatic_batch_size(predictor: Predictor, run: Callable[[list[PreparedImage]], object]) -> int:

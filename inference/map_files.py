@@ -31,7 +31,7 @@ except ImportError:  # Windows has no fcntl: leftovers of killed writers stay un
     fcntl = None  # type: ignore[assignment]
 
 PARTIAL = ".partial"
-HOST = f"{socket.gethostname()}-"
+HOST = socket.gethostname()
 ATTEMPTS = 10  # to find the folder of writers while others come and go
 
 
@@ -97,7 +97,7 @@ class MapWriter:
         self._lock: IO[bytes]
 
     def __enter__(self) -> MapWriter:
-        self._own = self._partial / f"{HOST}{uuid.uuid4().hex}"
+        self._own = self._partial / f"{HOST}-{uuid.uuid4().hex}"
         for attempts_left in reversed(range(ATTEMPTS)):
             self._partial.mkdir(parents=True, exist_ok=True)
             try:
@@ -209,12 +209,8 @@ def _try_lock(file: IO[bytes]) -> bool:
 
 def _sweep(partial: Path) -> None:
     """Remove what killed writers of this machine left: locks that nobody holds, and their folders."""
-    for lock in _listed(partial, ".lock"):
+    for lock in (path for path in partial.glob("*.lock") if path.stem.rpartition("-")[0] == HOST):
         with contextlib.suppress(OSError), lock.open("rb+") as file:
             if _try_lock(file):
                 shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
                 lock.unlink()
-
-
-def _listed(folder: Path, suffix: str) -> Iterator[Path]:
-    return (path for path in folder.iterdir() if path.suffix == suffix and path.name.startswith(HOST))

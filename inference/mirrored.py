@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from . import checkpoints
-from .batching import usable_cores
+from .cores import usable_cores
 from .images import read_image
 from .joints import JointSet
 from .maps import make_maps

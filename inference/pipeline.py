@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -33,7 +33,8 @@ from bson import ObjectId
 from pymongo import UpdateOne
 
 from . import checkpoints, labels, recording, runs, weights
-from .batching import automatic_batch_size, usable_cores
+from .batching import automatic_batch_size
+from .cores import usable_cores
 from .images import read_image
 from .joints import JointSet
 from .map_files import MapWriter, check_writable
@@ -320,7 +321,8 @@ class _Stages:
             workers.shutdown(wait=True, cancel_futures=True)
             torch.set_num_threads(usual_threads)  # a worker's setting is also that of threads that begin later
             if self.predictor.device.type == "cuda":
-                torch.cuda.empty_cache()  # an App or a worker lives on, and other processes need the memory
+                with suppress(RuntimeError):  # of a GPU that failed; that has been told
+                    torch.cuda.empty_cache()  # an App or a worker lives on, and other processes need the memory
 
     # --- read
 
@@ -342,7 +344,7 @@ class _Stages:
             try:
                 image, seconds = future.result()
             except Exception as error:
-                self._must_be_there(Path(filepath).parent)
+                self._must_be_there(sample_id, Path(filepath).parent)
                 self._failed.append((sample_id, filepath, str(error) or type(error).__name__))
                 if len(self._failed) == MAX_LISTED:
                     yield []  # nothing to infer, but failures to write
@@ -360,20 +362,24 @@ class _Stages:
         width, height = map_wh(item.image.warp, self.settings.resolution)
         return (1 + len(self.labeller.joints)) * width * height * np.dtype(self.settings.dtype).itemsize
 
-    def _must_be_there(self, folder: Path) -> None:
-        """Stop where a folder of photos went away and maps that were made of them would go, too."""
-        if not self.again and not self.record.previous:
-            return
+    def _must_be_there(self, sample_id: str, folder: Path) -> None:
+        """Stop where a folder of photos went away and a sample would lose the maps that it has."""
         try:
-            with os.scandir(folder):
-                return
+            with os.scandir(folder) as files:
+                if next(files, None):
+                    return
+            reason = "the folder is empty"  # as where a disk is mounted otherwise
         except OSError as error:
+            reason = str(error.strerror)
+        names = {*runs.heatmap_fields(self.dataset)} & {*self.record.fields}
+        lost = {"_id": ObjectId(sample_id), "$or": [{name: {"$ne": None}} for name in sorted(names)]}
+        if patiently(lambda: self.dataset._sample_collection.count_documents(lost)):
             raise OSError(
-                error.errno,
-                f"The run stopped because the photos in {folder} cannot be read ({error.strerror}), and going on would "
-                "delete the maps that they have. Make them available and run again, or run on a view without them: "
-                "finished samples are kept",
-            ) from error
+                errno.ENOENT,
+                f"The run stopped because the photos in {folder} cannot be read ({reason}), and going on would delete "
+                "the maps that they have. Make them available and run again, or run on a view without them: finished "
+                "samples are kept",
+            )
 
     def _read(self, filepath: str) -> tuple[PreparedImage, float]:
         started = time.perf_counter()

@@ -173,7 +173,7 @@ def close_record(dataset: fo.Dataset, label_field: str) -> None:
     names = {name.removeprefix(f"{label_field}_") for name in record.fields}
     dropped = []
     for folder in record.previous:
-        if not removal.is_shown(dataset, Path(folder)):
+        if not removal.is_shown(Path(folder)):
             for _ in delete_maps(Path(folder), names):
                 pass
             dropped.append(folder)

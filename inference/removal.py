@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from . import runs
 from .map_files import delete_maps
 from .views import all_samples
 
+HEATMAP = "fiftyone.core.labels.Heatmap"  # as the database calls it
 SAMPLES_MEASURED = 50  # of whose files all others are estimated
 
 
@@ -108,7 +109,7 @@ def _delete(dataset: fo.Dataset, record: runs.Record, delete_files: bool) -> Gen
     if delete_files:
         names = {name.removeprefix(f"{record.label_field}_") for name in record.fields}
         for folder in folders:
-            if is_shown(dataset, folder):
+            if is_shown(folder):
                 continue
             for _ in delete_maps(folder, names):
                 count += 1
@@ -121,22 +122,13 @@ def _delete(dataset: fo.Dataset, record: runs.Record, delete_files: bool) -> Gen
     yield count
 
 
-def is_shown(dataset: fo.Dataset, folder: Path) -> bool:
-    """Whether a sample refers to a file below a folder: of this dataset, or of one that was cloned from it."""
-    return any(_shows(one, folder) for one in (dataset, *_clones(dataset)))
-
-
-def _shows(dataset: fo.Dataset, folder: Path) -> bool:
-    """Whether a heatmap field of any sample, of a run or cloned or renamed, refers to a file below a folder."""
-    inside = {"$regex": "^" + re.escape(str(folder) + os.sep)}
-    conditions: list[dict[str, Any]] = [{f"{name}.map_path": inside} for name in runs.heatmap_fields(dataset)]
-    return bool(conditions) and all_samples(dataset).match({"$or": conditions}).limit(1).count() > 0
-
-
-def _clones(dataset: fo.Dataset) -> Iterator[fo.Dataset]:
-    """The datasets with a record of a run of this one: a clone takes over the records."""
+def is_shown(folder: Path) -> bool:
+    """Whether a heatmap of a sample of any dataset, of this run or cloned or renamed, is a file below a folder."""
     database = get_db_conn()
-    copied = {"config.dataset_id": runs.dataset_id(dataset), "_dataset_id": {"$ne": dataset._doc.id}}
-    ids = database["runs"].distinct("_dataset_id", {"config.made_by": runs.METHOD, **copied})
-    for found in database["datasets"].find({"_id": {"$in": ids}}, ["name"]):
-        yield fo.load_dataset(found["name"])
+    inside = {"$regex": "^" + re.escape(str(folder) + os.sep)}
+    for dataset in database["datasets"].find({"sample_fields.embedded_doc_type": HEATMAP}):
+        names = [field["db_field"] for field in dataset["sample_fields"] if field.get("embedded_doc_type") == HEATMAP]
+        conditions = [{f"{name}.map_path": inside} for name in names]
+        if database[dataset["sample_collection_name"]].find_one({"$or": conditions}, ["_id"]):
+            return True
+    return False

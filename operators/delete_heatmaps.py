@@ -103,7 +103,7 @@ def _form(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
     if files and ctx.params.get("delete_files", True):
         about = f"about {extent.files:,} map files ({forms.size(extent.bytes)})"
         what = about if extent.files else "the files that are left"  # of a deletion that was killed
-        text += f", and {what} in {', '.join(extent.folders)}. Clones of this dataset show these files too"
+        text += f", and {what} in {', '.join(extent.folders)}. Files that a clone of this dataset shows stay"
     elif not files and chosen.adopted:
         text += ". The map files stay: the run did not make them"
     elif not files and chosen.dataset_id != runs.dataset_id(ctx.dataset):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import fiftyone as fo
@@ -17,6 +18,7 @@ from .controls import Controls
 from .state import Run
 
 GENERATE = "@pose-heatmaps/higherhrnet/generate_heatmaps"
+COUNT_SECONDS = 10  # before it is asked again: something may write
 HELP = """
 Switch between the maximum over all joints and single joints, on every photo of the grid. The panel changes which
 fields are on in the sidebar, and follows when you change them there.
@@ -127,20 +129,20 @@ class HeatmapsPanel(Controls):
         ctx.prompt(GENERATE, ctx.params["settings"], on_success=self.on_generated)
 
     def on_generated(self, ctx: foo.ExecutionContext) -> None:
-        """Drawn anew: there are more maps."""
+        """There are more maps."""
+        ctx.panel.set_state("counted", None)
 
     def _count(self, ctx: foo.ExecutionContext, run: Run) -> dict[str, Any]:
         """How many samples of the view have the run's maps: asked of the database only when that may have changed."""
         request = ctx.request_params
         asked = [request.get(name) for name in ("dataset_id", "view_name", "filters", "extended", "group_slice")]
-        changed = ctx.dataset._max("last_modified_at")  # of any sample, by an index
-        key = json.dumps([run.maps[0], finds.stages(request.get("view")), *asked, changed], default=str)
+        key = json.dumps([run.maps[0], finds.stages(request.get("view")), *asked], default=str)
         counted = ctx.panel.get_state("counted")
-        if not counted or counted["key"] != key:
+        if not counted or counted["key"] != key or time.time() - counted["time"] > COUNT_SECONDS:
             # views of patches, and those that hide the maps, know no field of them
             there = ctx.view.has_field(run.maps[0])
             total, *done = ctx.view.aggregate([fo.Count(), *([fo.Count(run.maps[0])] if there else [])])
-            counted = {"key": key, "total": total, "done": done[0] if there else None}
+            counted = {"key": key, "time": time.time(), "total": total, "done": done[0] if there else None}
             ctx.panel.set_state("counted", counted)
         return counted
 

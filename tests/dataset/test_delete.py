@@ -123,12 +123,13 @@ def test_a_clone_loses_its_run_and_the_original_keeps_its_files(
     assert runs.counts(made, "pose") == (1, 0)
 
 
+@pytest.mark.parametrize("of_view", [False, True])
 def test_files_that_a_clone_shows_stay_when_the_original_loses_its_run(
-    delete, dataset: Callable, photos: Path, tmp_path: Path
+    delete, dataset: Callable, photos: Path, tmp_path: Path, of_view: bool
 ):
     made = dataset([photos / "rocket.jpg"])
     run(made, maps_dir=tmp_path)
-    clone = made.clone(f"{made.name}-backup", persistent=True)
+    clone = (made.match({}) if of_view else made).clone(f"{made.name}-backup", persistent=True)
     paths = {Path(clone.first()[name].map_path) for name in ("pose_max", "pose_nose")}
     try:
         settings = pipeline.Settings(maps=("max", "nose"), input_size=128, maps_dir=str(tmp_path))

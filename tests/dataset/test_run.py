@@ -458,27 +458,36 @@ def test_a_sample_is_not_done_while_its_maps_are_made_again(
     assert files_in(tmp_path / "maps") == {Path(path) for path in made.values("pose_max.map_path") if path}
 
 
-def test_photos_that_went_away_do_not_cost_the_maps_they_have(dataset: Callable, photos: Path, tmp_path: Path):
-    (tmp_path / "photos").mkdir()
+@pytest.mark.parametrize("storage", ["files", "memory"])
+@pytest.mark.parametrize("mounted", [False, True])
+def test_photos_that_went_away_do_not_cost_the_maps_they_have(
+    dataset: Callable, photos: Path, tmp_path: Path, storage: str, mounted: bool
+):
+    folder = tmp_path / "photos"
+    folder.mkdir()
     for name in ("rocket.jpg", "coffee.png"):
-        shutil.copy(photos / name, tmp_path / "photos" / name)
-    made = dataset(tmp_path / "photos")
-    run(made, tmp_path / "maps")
-    paths = made.values("pose_max.map_path")
-    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+        shutil.copy(photos / name, folder / name)
+    made = dataset(folder)
+    run(made, tmp_path / "maps", storage=storage)
+    before = made.values("pose_max.map_path" if storage == "files" else "pose_max.map")
+    folder.rename(tmp_path / "elsewhere")
+    if mounted:
+        folder.mkdir()
 
     for options in ({"skip_existing": False}, {"existing": "replace", "input_size": 128}):
-        with pytest.raises(OSError, match=r"the photos in .*photos cannot be read \(No such file or directory\)"):
-            run(made, tmp_path / "maps", **options)
+        with pytest.raises(OSError, match=r"photos cannot be read \((No such file or directory|the folder is empty)\)"):
+            run(made, tmp_path / "maps", storage=storage, **options)
         made.reload()
-        assert made.values("pose_max.map_path") == paths
-        assert all(Path(path).is_file() for path in paths)
-
-    (tmp_path / "elsewhere").rename(tmp_path / "photos")
-    assert run(made, tmp_path / "maps", input_size=128).done == 2
-    assert not any(Path(path).is_file() for path in paths)
-    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+        after = made.values("pose_max.map_path" if storage == "files" else "pose_max.map")
+        np.testing.assert_array_equal(after, before)
+        assert storage == "memory" or all(Path(path).is_file() for path in before)
     assert run(made, tmp_path / "maps", label_field="first").failed == 2  # which has no maps to lose
+
+    if mounted:
+        folder.rmdir()
+    (tmp_path / "elsewhere").rename(folder)
+    assert run(made, tmp_path / "maps", storage=storage, input_size=128).done == 2
+    assert storage == "memory" or not any(Path(path).is_file() for path in before)
 
 
 def test_append_leaves_what_is_done_and_does_the_rest_with_the_new_settings(
