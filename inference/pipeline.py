@@ -423,8 +423,9 @@ class _Stages:
         if not runs.is_current(self.record):
             raise RuntimeError(runs.gone(self.settings.label_field))
         self._verdicts = runs.verdicts(self.record)
-        if self.again and self.files:
-            self._undo_done([*(sample_id for sample_id, _, _ in failed), *(item.sample_id for item in items)])
+        ids = [*(sample_id for sample_id, _, _ in failed), *(item.sample_id for item in items)]
+        if self.again and self.files:  # none counts as done while its files are replaced, whatever happens then
+            patiently(lambda: recording.undo_done(self.dataset, self.settings.label_field, ids))
         outcomes = [_Outcome(*failure) for failure in failed]
         updates = [self._update(sample_id, {"status": reason}) for sample_id, _, reason in failed]
         for item, image in zip(items, seen, strict=True):
@@ -454,19 +455,13 @@ class _Stages:
         except ValueError:  # as FiftyOne says that one of the samples would be too large with what else it holds
             outcomes = [self._write_one(*parts) for parts in zip(outcomes, updates, strict=True)]
         if not runs.is_current(self.record):  # replaced or deleted between the look above and the update
-            self._take_back([*(sample_id for sample_id, _, _ in failed), *(item.sample_id for item in items)])
+            self._take_back(ids)
             raise RuntimeError(runs.gone(self.settings.label_field))
         if self.files:
             for outcome in outcomes:
                 if outcome.problem is not None:  # it has none of the run's labels any more, and no files
                     self.files.remove(outcome.sample_id)
         return outcomes
-
-    def _undo_done(self, sample_ids: list[str]) -> None:
-        """No sample counts as done while its files are replaced: whatever happens then, it is done again."""
-        status = runs.field_name(self.settings.label_field, "status")
-        which = {"_id": {"$in": [ObjectId(one) for one in sample_ids]}, status: runs.DONE}
-        patiently(lambda: self.dataset._sample_collection.update_many(which, {"$set": {status: None}}))
 
     def _write_one(self, outcome: _Outcome, update: UpdateOne) -> _Outcome:
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -144,11 +144,11 @@ def open_record(
             )
         replaced = unknown or (old is not None and record.run_id != old.run_id)
         if replaced:
-            _undo_done(dataset, label_field)
+            undo_done(dataset, label_field)
         if record != old:
             runs.save_record(dataset, record)
         if replaced:  # what another process has done in between; from now on it sees that its run is gone
-            _undo_done(dataset, label_field)
+            undo_done(dataset, label_field)
         runs.style(dataset, label_field, joint_set, fields)
     return record
 
@@ -159,10 +159,13 @@ def _earlier_folders(old: runs.Record, record: runs.Record) -> tuple[str, ...]:
     return tuple(folder for folder in earlier if folder != str(record.folder))
 
 
-def _undo_done(dataset: fo.Dataset, label_field: str) -> None:
-    """What was done with the old settings is to be done again; its maps stay until then."""
+def undo_done(dataset: fo.Dataset, label_field: str, sample_ids: Iterable[str] | None = None) -> None:
+    """What was done, of all samples or of some, is to be done again; its maps stay until then."""
     status = runs.field_name(label_field, "status")
-    all_samples(dataset).match({status: runs.DONE}).set_field(status, None).save(status)
+    which: dict[str, Any] = {status: runs.DONE}
+    if sample_ids is not None:
+        which["_id"] = {"$in": [ObjectId(one) for one in sample_ids]}
+    all_samples(dataset).match(which).set_field(status, None).save(status)
 
 
 def close_record(dataset: fo.Dataset, label_field: str) -> None:

@@ -288,23 +288,20 @@ def draw_mask(
         (K, size/2, size/2) uint8, 255 = counts fully
     """
 
-    def fill(plane: np.ndarray, box: list[float], value: int) -> None:
-        fill_box(plane, box, affine, value)
-
     teacher = any(person.get("labels") == "teacher" for person in record["persons"])
     plane = np.full((size // 2, size // 2), FULL, np.uint8)
     if teacher:
-        fill(plane, [0, 0, record["width"], record["height"]], teacher_background)
+        fill_box(plane, [0, 0, record["width"], record["height"]], affine, teacher_background)
     margin = IGNORE_MARGIN / np.sqrt(abs(np.linalg.det(affine[:, :2])))
     boxes = [(box, 0, margin) for box in (*record["ignore"], *[person["bbox"] for person in hidden])]
     boxes += [(person["bbox"], FULL, 0) for person in shown]
     if not teacher:  # the smaller box decides: of somebody in front of a crowd, or half hidden by a large person
         boxes.sort(key=lambda entry: -entry[0][2] * entry[0][3])
     for box, value, around in boxes:
-        fill(plane, grown(box, around), value)
+        fill_box(plane, grown(box, around), affine, value)
     if "valid_box" in record:
         valid = np.zeros_like(plane)
-        fill(valid, record["valid_box"], FULL)
+        fill_box(valid, record["valid_box"], affine, FULL)
         plane = np.minimum(plane, valid)
     mask = np.repeat(plane[None], JOINTS, axis=0)
     for person in shown:
@@ -313,7 +310,7 @@ def draw_mask(
             unknown = np.flatnonzero(np.array(person["keypoints"]).reshape(-1, 3)[:, 2] == 0)
             if unknown.size:
                 hole = np.zeros_like(plane)
-                fill(hole, person["bbox"], FULL)
+                fill_box(hole, person["bbox"], affine, FULL)
                 mask[unknown] = np.minimum(mask[unknown], FULL - hole)
     mask[record.get("unlabelled_joints", [])] = 0
     return mask

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -192,21 +193,43 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--weights", type=Path, help="a .safetensors file whose metadata has the configuration")
 
 
-def load_network(run: Path | None, weights: Path | None) -> tuple[HigherHRNet, dict[str, int]]:
-    """The moving average of a run, or weights, neither smoothed nor calibrated; and how many photos were held out."""
+@dataclass(frozen=True)
+class Trained:
+    """The moving average of a run, or weights, neither smoothed nor calibrated.
+
+    Attributes:
+        config: of the network
+        state: parameters and buffers by their names
+        held_out: how many photos of each set were held out
+        photos: training photos behind them, where a run says so
+    """
+
+    config: NetworkConfig
+    state: dict[str, Tensor]
+    held_out: dict[str, int]
+    photos: int | None = None
+
+
+def read_trained(run: Path | None, weights: Path | None) -> Trained:
+    """What the arguments of :func:`add_network_arguments` name."""
     if run:
         saved = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
-        config, state, held_out = saved["network"], saved["ema"], saved.get("held_out", HELD_OUT)
-    else:
-        assert weights
-        with safe_open(weights, "pt") as file:
-            config = json.loads(file.metadata()["config"])
-        state, held_out = load_file(weights), HELD_OUT
-    network = HigherHRNet(NetworkConfig.from_dict(config))
+        photos, held_out = saved["photos"] + saved["start_photos"], saved.get("held_out", HELD_OUT)
+        return Trained(NetworkConfig.from_dict(saved["network"]), saved["ema"], held_out, photos)
+    assert weights
+    with safe_open(weights, "pt") as file:
+        config = NetworkConfig.from_dict(json.loads(file.metadata()["config"]))
+    return Trained(config, load_file(weights), HELD_OUT)
+
+
+def load_network(run: Path | None, weights: Path | None) -> tuple[HigherHRNet, dict[str, int]]:
+    """The same as a network on the device that there is; and how many photos were held out."""
+    trained = read_trained(run, weights)
+    network = HigherHRNet(trained.config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
-    return network.eval(), held_out
+    network.load_state_dict({k: v.float() for k, v in trained.state.items()}, strict=False)
+    return network.eval(), trained.held_out
 
 
 def main() -> None:

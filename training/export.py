@@ -15,14 +15,14 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from inference.calibration import Calibration
 from inference.network import HigherHRNet, NetworkConfig, check_smoothing
 from training.calibrate import fit
-from training.dataset import HELD_OUT, read_shards, split
+from training.dataset import read_shards, split
+from training.evaluate import add_network_arguments, read_trained
 
 LICENSE = (
     "Trained on data that is licensed for research: LSP Extended, Penn-Fudan, Flickr8k, a set of full-body photos, "
@@ -120,9 +120,7 @@ def mean(state: dict[str, Tensor], other: dict[str, Tensor], share: float) -> di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", type=Path, help="output folder of training.train")
-    source.add_argument("--weights", type=Path, help="a .safetensors file whose metadata has the configuration")
+    add_network_arguments(parser)
     parser.add_argument("--data", type=Path, required=True, help="folder of the training shards")
     parser.add_argument("--name", default="higherhrnet-lite-coco")
     parser.add_argument("--input-size", type=int, default=256)
@@ -132,20 +130,15 @@ def main() -> None:
     parser.add_argument("--smoothing", type=float, default=0.0, help="deviation of a Gaussian, input pixels")
     parser.add_argument("--photos-seen", type=int, default=0, help="with --weights: training photos behind them")
     arguments = parser.parse_args()
-    if arguments.run:
-        saved = torch.load(arguments.run / "checkpoint.pt", map_location="cpu", weights_only=True)
-        config, state = NetworkConfig.from_dict(saved["network"]), saved["ema"]
-        photos, held_out = saved["photos"] + saved["start_photos"], saved.get("held_out", HELD_OUT)
-    else:
-        with safe_open(arguments.weights, "pt") as file:
-            config = NetworkConfig.from_dict(json.loads(file.metadata()["config"]))
-        state, photos, held_out = load_file(arguments.weights), arguments.photos_seen, HELD_OUT
+    trained = read_trained(arguments.run, arguments.weights)
+    config, state = trained.config, trained.state
+    photos = arguments.photos_seen if trained.photos is None else trained.photos
     if arguments.average:
         state = mean(state, load_file(arguments.average), arguments.share)
     network = HigherHRNet(config).eval()
     network.load_state_dict({k: v.half().float() for k, v in state.items()}, strict=False)
     network.smoothing = check_smoothing(arguments.smoothing)
-    held = split(read_shards(arguments.data), **held_out)[1]
+    held = split(read_shards(arguments.data), **trained.held_out)[1]
     calibration = fit(network, held, arguments.input_size)
     about = export(
         state,
