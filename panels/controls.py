@@ -48,15 +48,18 @@ class Controls(foo.Panel):
         raise NotImplementedError
 
     def choose_run(self, ctx: foo.ExecutionContext) -> None:
-        """Another run, and its maps in place of the former one's."""
+        """Another run, and its maps in place of those of all others: what is shown decides, not what was chosen."""
         runs = state.find_runs(ctx.dataset)
-        old, new = self.chosen(ctx, runs), runs.get(ctx.params["run"])
-        if old is None or new is None:
+        new = runs.get(ctx.params["run"])
+        if new is None:
             return
-        shown = self.shown_fields(ctx)
-        kept = state.wanted_fields(old, shown, False, ())
         ctx.panel.set_state("run", new.label_field)
-        self._show(ctx, state.wanted_fields(new, kept, old.maximum in shown, state.shown_joints(old, shown)))
+        shown = kept = self.shown_fields(ctx)
+        for run in runs.values():
+            kept = state.wanted_fields(run, kept, False, ())
+        maximum = any(run.maximum in shown for run in runs.values())
+        joints = {joint for run in runs.values() for joint in state.shown_joints(run, shown)}
+        self._show(ctx, state.wanted_fields(new, kept, maximum, joints))
 
     def show_maximum(self, ctx: foo.ExecutionContext) -> None:
         self._show_maps(ctx, maximum=True)

@@ -169,10 +169,13 @@ def test_two_runs_one_with_its_maximum_only_and_fields_that_are_deleted(posed: f
     app.open_panel(PANEL)
     title = f"higherhrnet-lite-coco, input size {checkpoints.find_model(checkpoints.DEFAULT_MODEL).input_size}"
     app.button(title).wait_for(timeout=PATIENCE)
-    for name, count in (("pose", 6), ("other", 2)):  # a run's maps take the place of the former one's
+    for name, count in (("pose", 6), ("other", 2), ("other", 2)):  # a run's maps take the place of those of others
         app.page.get_by_role("button", name=title).filter(has_text=name).click()
+        app.settle()
         app.page.get_by_text(f"{count} of 6 samples in this view have its maps.").wait_for(timeout=PATIENCE)
         app.until(lambda: [run for run in ("pose", "other") if app.is_on(f"{run}_max")] == [name])  # noqa: B023
+        app.switch("pose_max", on=True)  # also where both were shown
+    app.switch("pose_max", on=False)
     expect(app.button("Show the joints, each in its own colour")).to_be_disabled(timeout=PATIENCE)
 
     posed.delete_sample_fields(["other_max"])
