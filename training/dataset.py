@@ -336,7 +336,9 @@ def make_sample(
         ``image`` (size, size, 3) uint8 RGB; ``quarter`` (K, size/4, size/4) and ``half`` (K, size/2, size/2) float16
         heatmaps; ``mask`` (K, size/2, size/2) uint8; ``empty`` (1, size/2, size/2) uint8, 1 where surely nobody is;
         ``tags`` (max_people, K) int64, positions y * (size/4) + x at or near the joints in the quarter map, -1 where
-        there is none
+        there is none; ``places`` (max_people, K, 3) float32, the same people's joints in pixels of the half map
+        (corner origin) and their Gaussians' deviation there, 0 where there is no joint; ``boxes`` (max_people, 4)
+        float32, left, top, right, bottom of these people in the half map
     """
     record = photo.record
     mirrored = np.linalg.det(affine[:, :2]) < 0
@@ -367,12 +369,20 @@ def make_sample(
         mask = mask[list(COCO.flip)]
     mask[maps["half"] > 0.1] = FULL  # a labelled joint counts, whoever's box or ignored crowd it lies in
     tags = np.full((max_people, JOINTS), -1, np.int64)
+    places = np.zeros((max_people, JOINTS, 3), np.float32)
+    boxes = np.zeros((max_people, 4), np.float32)
     deviations = sigmas.clip(*options["sigma_range"]["quarter"])
+    fine_deviations = sigmas.clip(*options["sigma_range"]["half"])
     for row, person in enumerate(np.argsort(sizes)[::-1][:max_people]):
         points = stacked[person]
         near = points[:, :2] + rng.normal(size=(JOINTS, 2)) * TAG_JITTER * deviations[person][:, None]
         x, y = (near // 4).astype(np.int64).clip(0, size // 4 - 1).T
         tags[row] = np.where(points[:, 2] > 0, y * (size // 4) + x, -1)
+        there = points[:, 2] > 0
+        places[row, :, :2] = points[:, :2] / 2
+        places[row, :, 2] = fine_deviations[person] / 2 * there
+        around = corners(grown(shown[person]["bbox"], 0, PERSON_MARGIN), affine) / 2
+        boxes[row] = (*around.min(0), *around.max(0))
     return {
         "image": warp(image, affine, (size, size)),
         "quarter": maps["quarter"].astype(np.float16),
@@ -380,6 +390,8 @@ def make_sample(
         "mask": mask,
         "empty": draw_empty(record, affine, size)[None] * np.uint8(trusted(photo)),
         "tags": tags,
+        "places": places,
+        "boxes": boxes,
     }
 
 

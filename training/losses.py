@@ -6,6 +6,7 @@ import functools
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 # Energy of one joint, the sum of a squared Gaussian of deviation 2: a loss of 1 is one joint missed per channel.
 JOINT_ENERGY = 12.57
@@ -34,6 +35,39 @@ def heatmap_loss(
     if hard:
         weight = weight + hard * empty * predicted.detach().clamp(0, 1)
     return (error * weight * mask).sum() / (predicted.shape[0] * predicted.shape[1] * JOINT_ENERGY)
+
+
+def place_loss(maps: Tensor, places: Tensor, boxes: Tensor, contrast: float = 10.0) -> Tensor:
+    """Where in a person's box is the joint? Cross-entropy over the pixels, less the entropy of the target.
+
+    The squared error of a joint that the network is unsure of is least where its map is low, and its gradient is small
+    there. This loss compares the pixels of a box with each other only, so that it has the same say for a faint wrist
+    as for a bright eye. It has the same optimum: 0 where the map is the person's Gaussian.
+
+    Args:
+        maps: (B, K, h, w) float32
+        places: (B, P, K, 3) joints x, y (pixels, corner origin) and their Gaussians' deviation, 0 = no joint
+        boxes: (B, P, 4) left, top, right, bottom of the people
+        contrast: of two pixels, one has e times the other's share where it is higher by 1 / contrast
+
+    Returns:
+        mean over the joints, in nats
+    """
+    photo, person, joint = torch.nonzero(places[..., 2] > 0, as_tuple=True)
+    if not len(photo):
+        return maps.sum() * 0
+    x, y, deviation = places[photo, person, joint].T[:, :, None]
+    left, top, right, bottom = boxes[photo, person].T[:, :, None]
+    columns, rows = (torch.arange(size, device=maps.device) + 0.5 for size in (maps.shape[3], maps.shape[2]))
+    across, down = (torch.exp(-((at - to) ** 2) / (2 * deviation**2)) for at, to in ((columns, x), (rows, y)))
+    inside = ((rows > top) & (rows < bottom))[:, :, None] & ((columns > left) & (columns < right))[:, None]
+    wanted = down[:, :, None] * across[:, None]
+    inside |= wanted > 0.5  # some joints are just outside of their person's box
+
+    def shares(values: Tensor) -> Tensor:
+        return (contrast * values).masked_fill(~inside, -1e4).flatten(1).log_softmax(1)
+
+    return functional.kl_div(shares(maps[photo, joint]), shares(wanted), reduction="batchmean", log_target=True)
 
 
 def tag_loss(tags: Tensor, positions: Tensor, margin: float = 2.0) -> tuple[Tensor, Tensor]:

@@ -31,10 +31,10 @@ def plot(run: Path) -> Path:
     """
     losses, held_out = read_columns(run / "log.csv"), read_columns(run / "held_out.csv")
     figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 8), layout="constrained")
-    for name in ("quarter", "half", "pull", "push"):
-        values = losses.get(name, [])
+    for name in [name for name in ("quarter", "half", "pull", "push", "place") if name in losses]:
+        values = losses[name]
         smooth = [sum(values[max(0, i - SMOOTHED + 1) : i + 1]) / min(i + 1, SMOOTHED) for i in range(len(values))]
-        above.plot(losses.get("photos", []), smooth, label=name)
+        above.plot(losses["photos"], smooth, label=name)
     above.set(ylabel="loss", yscale="log")
     for name in ("joint_recall", "joint_recall_large", "false_alarm_rate", "recall_at_fa3", "recall_large_at_fa3"):
         below.plot(held_out.get("photos", []), held_out.get(name, []), marker="o", label=name)

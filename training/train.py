@@ -30,8 +30,8 @@ from torch.utils.data import DataLoader
 
 from inference.network import BasicBlock, Bottleneck, HigherHRNet, NetworkConfig
 from training.dataset import Batches, read_shards, split
-from training.evaluate import evaluate, held_out_subset
-from training.losses import halve_mask, heatmap_loss, normalise, schedule, tag_loss
+from training.evaluate import evaluate, held_out_subset, network_map
+from training.losses import halve_mask, heatmap_loss, normalise, place_loss, schedule, tag_loss
 
 
 def start_from(network: HigherHRNet, path: Path) -> None:
@@ -140,8 +140,9 @@ def losses(network: Callable, batch: dict[str, Tensor], progress: float, options
     quarter = heatmap_loss(coarse[:, :joints], batch["quarter"].float(), halve_mask(mask), *weights, halve_mask(empty))
     half = heatmap_loss(fine, batch["half"].float(), mask, *weights, empty)
     pull, push = tag_loss(coarse[:, joints:], batch["tags"])
-    loss = quarter + half + options["pull"] * pull + options["push"] * push
-    return {"loss": loss, "quarter": quarter, "half": half, "pull": pull, "push": push}
+    place = place_loss(network_map([coarse, fine]), batch["places"], batch["boxes"])
+    loss = quarter + half + options["pull"] * pull + options["push"] * push + options.get("place", 0) * place
+    return {"loss": loss, "quarter": quarter, "half": half, "pull": pull, "push": push, "place": place}
 
 
 def must_be_finite(loss: float, step: int) -> None:

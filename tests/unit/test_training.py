@@ -44,7 +44,7 @@ from training.evaluate import (
     threshold_at,
 )
 from training.export import export
-from training.losses import heatmap_loss, schedule, tag_loss
+from training.losses import heatmap_loss, place_loss, schedule, tag_loss
 from training.plot import plot
 
 LEFT_SHOULDER, RIGHT_SHOULDER = 5, 6
@@ -79,6 +79,7 @@ OPTIONS = {
     "hard": 1,
     "pull": 0.1,
     "push": 0.2,
+    "place": 0.1,
     "held_out": {"coco": 2, "negative": 2},
     "check_minutes": 1000,
     "check_share": 1.0,
@@ -154,6 +155,9 @@ def test_a_mirrored_crop_swaps_left_and_right_and_follows_the_picture(
     peak = np.unravel_index(sample["half"][RIGHT_SHOULDER].argmax(), (32, 32))
     assert peak == (20 // 2 - 0, (80 - 38) // 2) or np.abs(np.subtract(peak, (9.5, 20.5))).max() <= 1
     assert sample["tags"][0, RIGHT_SHOULDER] == 20 // 4 * 16 + 42 // 4
+    assert sample["places"][0, RIGHT_SHOULDER, :2] == pytest.approx([21, 10])
+    assert sample["places"][0, :, 2].nonzero()[0].tolist() == [0, LEFT_SHOULDER, RIGHT_SHOULDER]
+    assert sample["boxes"][0] == pytest.approx([16.8, 1.6, 31.2, 30.4])
     assert np.abs(sample["image"][:, 20:40].astype(int) - photo.image()[:, 40:60][:, ::-1]).max() <= 1
 
 
@@ -256,6 +260,26 @@ def test_heatmap_loss_counts_what_the_mask_lets_through() -> None:
     assert heatmap_loss(predicted, target, everything, 4, 0, empty) == pytest.approx(36 * 0.25 / (2 * 12.57))
     # The 15 pixels where nobody is weigh 1 + 2 * 0.5.
     assert heatmap_loss(predicted, target, everything, 0, 2, empty) == pytest.approx(47 * 0.25 / (2 * 12.57))
+
+
+def test_place_loss_is_about_the_pixels_of_a_box_only() -> None:
+    places = torch.zeros(1, 2, 1, 3)
+    places[0, 1, 0] = torch.tensor([6.5, 4.5, 2.0])  # the second of two people has the joint
+    boxes = torch.tensor([[[0.0, 0.0, 1.0, 1.0], [2.0, 2.0, 12.0, 12.0]]])
+    rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+    perfect = torch.exp(-((rows - 4) ** 2 + (columns - 6) ** 2) / 8)[None, None]
+    assert place_loss(perfect, places, boxes) == pytest.approx(0, abs=1e-5)
+    assert place_loss(perfect + 3, places, boxes) == pytest.approx(0, abs=1e-4), "the height does not count"
+    elsewhere = perfect.clone()
+    elsewhere[..., 13:, 13:] = 5
+    assert place_loss(elsewhere, places, boxes) == pytest.approx(0, abs=1e-5)
+    shifted = perfect.roll(2, 3).requires_grad_()
+    loss = place_loss(shifted, places, boxes)
+    assert loss > place_loss(perfect.roll(1, 3), places, boxes) > 0.1
+    loss.backward()
+    assert shifted.grad is not None
+    assert shifted.grad[0, 0, 4, 6] < 0 < shifted.grad[0, 0, 4, 8]
+    assert place_loss(perfect, places * 0, boxes) == 0  # nobody
 
 
 def test_tags_of_two_people_are_pushed_apart_from_almost_equal() -> None:
