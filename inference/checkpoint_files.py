@@ -98,12 +98,14 @@ def describe(file: CheckpointFile) -> NetworkConfig:
             f"{file.path} does not hold the weights of a HigherHRNet with tags: its heads have {outputs} and "
             f"{heatmaps} channels, which leaves {outputs - heatmaps} for tags, neither one per joint nor one for all."
         )
+    head = shapes["final_layers.0.weight"][1]
     return NetworkConfig(
         width=width,
         stem_blocks=length(r"layer1\.(\d+)\."),
         modules=(length(r"stage2\.(\d+)\."), length(r"stage3\.(\d+)\."), length(r"stage4\.(\d+)\.")),
         blocks=length(r"stage2\.0\.branches\.0\.(\d+)\."),
         deconv_blocks=length(r"deconv_layers\.0\.(\d+)\.") - 1,  # the first is the transposed convolution
+        head_width=0 if head == width else head,
         joints=heatmaps,
         shared_tag=outputs - heatmaps == 1 and heatmaps > 1,
     )
@@ -131,6 +133,7 @@ def config_for(file: CheckpointFile, joints: int, expected: NetworkConfig | None
         ("modules", "modules"),
         ("blocks", "blocks a branch"),
         ("deconv_blocks", "blocks after the deconvolution"),
+        ("head_width", "channels before the heads, if not the width"),
     ):
         if expected is not None and getattr(found, field) != getattr(expected, field):
             differences.append(f"its {what}: {getattr(found, field)} instead of {getattr(expected, field)}")

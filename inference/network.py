@@ -30,6 +30,7 @@ class NetworkConfig:
         modules: high-resolution modules in stages 2, 3 and 4
         blocks: basic blocks per branch and module
         deconv_blocks: basic blocks after the transposed convolution
+        head_width: channels of the features that the heads read, at 1/4 and at 1/2; 0 = C, as published
         joints: number of joints K
         shared_tag: one tag channel for all joints instead of one each
         center: a map of people's centres, and its tag, behind those of the joints; the network drops its result
@@ -40,6 +41,7 @@ class NetworkConfig:
     modules: tuple[int, int, int] = (1, 4, 3)
     blocks: int = 4
     deconv_blocks: int = 4
+    head_width: int = 0
     joints: int = 17
     shared_tag: bool = False
     center: bool = False
@@ -111,12 +113,12 @@ class Bottleneck(nn.Module):
 class HighResolutionModule(nn.Module):
     """Parallel branches, then every output branch sums all branches at its own resolution."""
 
-    def __init__(self, channels: list[int], blocks: int, outputs: int):
+    def __init__(self, channels: list[int], blocks: int, outputs: list[int]):
         super().__init__()
         self.branches = nn.ModuleList(nn.Sequential(*[BasicBlock(c) for _ in range(blocks)]) for c in channels)
         self.fuse_layers = nn.ModuleList(
-            nn.ModuleList(_fuse_layer(channels, source, target) for source in range(len(channels)))
-            for target in range(outputs)
+            nn.ModuleList(_fuse_layer(channels, source, target, width) for source in range(len(channels)))
+            for target, width in enumerate(outputs)
         )
         self.relu = nn.ReLU(inplace=True)
 
@@ -132,15 +134,15 @@ class HighResolutionModule(nn.Module):
         return fused
 
 
-def _fuse_layer(channels: list[int], source: int, target: int) -> nn.Module:
-    """From branch ``source`` to the resolution and channels of branch ``target``."""
+def _fuse_layer(channels: list[int], source: int, target: int, width: int) -> nn.Module:
+    """From branch ``source`` to the resolution of branch ``target``, with ``width`` channels."""
     if source == target:
-        return nn.Identity()
+        return nn.Identity() if width == channels[target] else nn.Conv2d(channels[source], width, 1, bias=False)
     if source > target:  # lower resolution: project, then enlarge
         up = nn.Upsample(scale_factor=2 ** (source - target), mode="nearest")
-        return nn.Sequential(*conv_bn(channels[source], channels[target], 1, relu=False), up)
+        return nn.Sequential(*conv_bn(channels[source], width, 1, relu=False), up)
     steps = [conv_bn(channels[source], channels[source], stride=2) for _ in range(target - source - 1)]
-    return nn.Sequential(*steps, conv_bn(channels[source], channels[target], stride=2, relu=False))
+    return nn.Sequential(*steps, conv_bn(channels[source], width, stride=2, relu=False))
 
 
 def check_smoothing(smoothing: float) -> float:
@@ -199,24 +201,24 @@ class HigherHRNet(nn.Module):
         self.transition2 = self._new_branch(widths, 2)
         self.stage3 = self._stage(widths[:3], config.modules[1])
         self.transition3 = self._new_branch(widths, 3)
-        self.stage4 = self._stage(widths, config.modules[2], only_finest=True)
+        head = config.head_width or config.width
+        self.stage4 = self._stage(widths, config.modules[2], [head])
 
         self.final_layers = nn.ModuleList(
-            [nn.Conv2d(widths[0], config.heatmaps + config.tags, 1), nn.Conv2d(widths[0], config.heatmaps, 1)]
+            [nn.Conv2d(head, config.heatmaps + config.tags, 1), nn.Conv2d(head, config.heatmaps, 1)]
         )
         deconv = nn.Sequential(
-            nn.ConvTranspose2d(
-                widths[0] + config.heatmaps + config.tags, widths[0], 4, stride=2, padding=1, bias=False
-            ),
-            nn.BatchNorm2d(widths[0]),
+            nn.ConvTranspose2d(head + config.heatmaps + config.tags, head, 4, stride=2, padding=1, bias=False),
+            nn.BatchNorm2d(head),
             nn.ReLU(inplace=True),
         )
-        blocks = [nn.Sequential(BasicBlock(widths[0])) for _ in range(config.deconv_blocks)]
+        blocks = [nn.Sequential(BasicBlock(head)) for _ in range(config.deconv_blocks)]
         self.deconv_layers = nn.ModuleList([nn.Sequential(deconv, *blocks)])
 
-    def _stage(self, widths: list[int], modules: int, only_finest: bool = False) -> nn.Sequential:
-        outputs = [len(widths)] * (modules - 1) + [1 if only_finest else len(widths)]
-        return nn.Sequential(*[HighResolutionModule(widths, self.config.blocks, count) for count in outputs])
+    def _stage(self, widths: list[int], modules: int, last: list[int] | None = None) -> nn.Sequential:
+        """``last``: channels of the last module's output branches, if not those of all branches."""
+        outputs = [widths] * (modules - 1) + [last or widths]
+        return nn.Sequential(*[HighResolutionModule(widths, self.config.blocks, out) for out in outputs])
 
     @staticmethod
     def _new_branch(widths: list[int], branch: int) -> nn.ModuleList:
@@ -233,9 +235,9 @@ class HigherHRNet(nn.Module):
         xs = self.stage3([*xs, self.transition2[2](xs[-1])])  # + B, 4C, H/16, W/16
         xs = self.stage4([*xs, self.transition3[3](xs[-1])])  # from + B, 8C, H/32, W/32 to the finest only
 
-        features = xs[0]  # B, C, H/4, W/4
+        features = xs[0]  # B, C (or head_width), H/4, W/4
         coarse = self._head(0, features)  # B, K + tags, H/4, W/4
-        features = self.deconv_layers[0](torch.cat([features, coarse.to(features.dtype)], dim=1))  # B, C, H/2, W/2
+        features = self.deconv_layers[0](torch.cat([features, coarse.to(features.dtype)], dim=1))  # at H/2, W/2
         outputs = [coarse, self._head(1, features)]  # and B, K, H/2, W/2
         if self.smoothing:
             outputs = [smooth(maps, self.smoothing / stride) for maps, stride in zip(outputs, (4, 2), strict=True)]

@@ -31,8 +31,10 @@ def plot(run: Path) -> Path:
     """
     losses, held_out = read_columns(run / "log.csv"), read_columns(run / "held_out.csv")
     figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 8), layout="constrained")
-    for name in [name for name in ("quarter", "half", "pull", "push", "place") if name in losses]:
-        values = losses[name]
+    for name in ("quarter", "half", "pull", "push", "place"):
+        values = losses.get(name)
+        if values is None:  # runs without that loss
+            continue
         smooth = [sum(values[max(0, i - SMOOTHED + 1) : i + 1]) / min(i + 1, SMOOTHED) for i in range(len(values))]
         above.plot(losses["photos"], smooth, label=name)
     above.set(ylabel="loss", yscale="log")

@@ -35,9 +35,11 @@ from training.losses import halve_mask, heatmap_loss, normalise, place_loss, sch
 
 
 def start_from(network: HigherHRNet, path: Path) -> None:
-    """Take over weights of a network that has at most as many blocks.
+    """Take over weights of a network that has at most as many blocks and as wide heads.
 
-    Blocks that it lacks begin as the identity, so that the deeper network computes at first what the smaller one did.
+    The larger network computes at first what the smaller one did: blocks that the file lacks begin as the identity,
+    and channels that it lacks begin at random, but nothing that was there before listens to them (Net2Net, arXiv
+    1511.05641).
 
     Raises:
         ValueError: if the networks differ by more than that
@@ -51,20 +53,56 @@ def start_from(network: HigherHRNet, path: Path) -> None:
             new[f"{name}."] = block.bn2
         elif isinstance(block, Bottleneck) and block.downsample is None:
             new[f"{name}."] = block.bn3
-    wanted = network.state_dict().keys()
-    unknown = sorted(weights.keys() - wanted)
+    state = network.state_dict()
+    unknown = sorted(weights.keys() - state.keys())
     if unknown:
         raise ValueError(f"{path} has {len(unknown)} weights that the network lacks, such as {unknown[0]}.")
+    finest = f"stage4.{network.config.modules[2] - 1}.fuse_layers.0.0.weight"
+    if finest in state:  # else the identity
+        weights.setdefault(finest, torch.eye(network.config.width)[:, :, None, None])
     # exported weights lack num_batches_tracked
-    rest = (key for key in wanted - weights.keys() if not key.endswith("num_batches_tracked"))
+    rest = (key for key in state.keys() - weights.keys() if not key.endswith("num_batches_tracked"))
     missing = sorted(key for key in rest if not key.startswith(tuple(new)))
     if missing:
         raise ValueError(
             f"{path} lacks {len(missing)} weights of the network, such as {missing[0]}; only whole blocks may be new."
         )
+    narrow = [n for n, w in weights.items() if any(a < b for a, b in zip(state[n].shape, w.shape, strict=True))]
+    if narrow:
+        raise ValueError(f"{path} has more channels in {narrow[0]} than the network; start from a narrower one.")
+    deconv = "deconv_layers.0.0.0.weight"  # it alone has inputs first, and reads the first heads' result after features
+    heads = network.config.heatmaps + network.config.tags
+    for name, weight in weights.items():
+        if weight.shape == state[name].shape:
+            continue
+        if name == deconv:
+            weights[name] = widened(state[name].transpose(0, 1), weight.transpose(0, 1), heads).transpose(0, 1)
+        else:
+            weights[name] = widened(state[name], weight)
     network.load_state_dict(weights, strict=False)
     for norm in new.values():
         torch.nn.init.zeros_(norm.weight)
+
+
+def widened(larger: Tensor, weight: Tensor, last_inputs: int = 0) -> Tensor:
+    """A weight among those of a layer with more channels.
+
+    Args:
+        larger: (outputs, inputs, ...) or (outputs,), what the new channels begin with
+        weight: the same with at most as many outputs and inputs; its outputs get nothing from the new inputs
+        last_inputs: so many inputs stay the last ones
+    """
+    result = larger.clone()
+    outputs = len(weight)
+    if weight.ndim == 1:
+        result[:outputs] = weight
+        return result
+    first_inputs = weight.shape[1] - last_inputs
+    result[:outputs] = 0
+    result[:outputs, :first_inputs] = weight[:, :first_inputs]
+    if last_inputs:
+        result[:outputs, -last_inputs:] = weight[:, -last_inputs:]
+    return result
 
 
 def restart_tags(network: HigherHRNet, deviation: float) -> None:

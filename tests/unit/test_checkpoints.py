@@ -236,8 +236,9 @@ def test_the_bundled_file_can_be_given_as_a_checkpoint(bundled):
         checkpoints.conversion_target(entry.asset)
 
 
-def test_a_checkpoint_of_any_size_is_loaded_as_custom(tmp_path: Path):
-    config = NetworkConfig(width=6, stem_blocks=1, modules=(1, 3, 2), blocks=1, deconv_blocks=2, shared_tag=True)
+@pytest.mark.parametrize("more", [{"shared_tag": True}, {"head_width": 10}])
+def test_a_checkpoint_of_any_size_is_loaded_as_custom(more: dict, tmp_path: Path):
+    config = NetworkConfig(width=6, stem_blocks=1, modules=(1, 3, 2), blocks=1, deconv_blocks=2, **more)
     path = save(HigherHRNet(config).state_dict(), tmp_path / "weights.pth")
     (tmp_path / "weights.json").write_text('{"epochs": 3}')  # of something else
     assert checkpoints.load(checkpoints.CUSTOM, path).network.config == config

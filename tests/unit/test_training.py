@@ -329,7 +329,7 @@ def test_a_killed_run_resumes_to_the_same_weights(data: Path, tmp_path: Path, mo
     assert cv2.imread(str(plot(tmp_path / "whole"))).std() > 10
 
 
-def test_a_deeper_network_computes_at_first_what_the_one_did_that_it_starts_from(tmp_path: Path) -> None:
+def test_a_larger_network_computes_at_first_what_the_one_did_that_it_starts_from(tmp_path: Path) -> None:
     torch.manual_seed(0)
     small = HigherHRNet(NetworkConfig.from_dict(OPTIONS["network"])).eval()
     save_file(small.state_dict(), tmp_path / "small.safetensors")
@@ -343,6 +343,16 @@ def test_a_deeper_network_computes_at_first_what_the_one_did_that_it_starts_from
             torch.testing.assert_close(mine, its)
     assert deeper.layer1[1].bn2.weight.all()  # what follows could not learn
 
+    wider = HigherHRNet(NetworkConfig.from_dict({**OPTIONS["network"], "head_width": 10}))
+    training.start_from(wider, tmp_path / "small.safetensors")
+    for network in (small, wider):
+        network.train()  # fresh norms of new channels have no statistics
+    for mine, its in zip(wider(image), small(image), strict=True):
+        torch.testing.assert_close(mine, its)
+    sum(maps.square().sum() for maps in wider(image)).backward()
+    for head in wider.final_layers:
+        assert head.weight.grad[:, 4:].abs().min() > 0  # they begin to listen to the new channels
+
 
 def test_weights_of_another_network_are_no_start(tmp_path: Path) -> None:
     state = HigherHRNet(NetworkConfig.from_dict(OPTIONS["network"])).state_dict()
@@ -353,6 +363,7 @@ def test_weights_of_another_network_are_no_start(tmp_path: Path) -> None:
         ({}, {k: v for k, v in exported.items() if k != "conv1.weight"}, "lacks 1 weights .*conv1.weight"),
         ({"modules": [1, 2, 1]}, exported, "only whole blocks may be new"),
         ({}, {k: v for k, v in exported.items() if not k.startswith("layer1.0.")}, "lacks .*layer1.0"),
+        ({"width": 2}, exported, "more channels in .* than the network"),
     ):
         save_file(weights, path)
         with pytest.raises(ValueError, match=words):
