@@ -55,8 +55,9 @@ def fill(card: str, sections: dict[str, str]) -> str:
 
 def facts(about: dict[str, Any], network: Any, size: int) -> str:
     parameters = sum(parameter.numel() for parameter in network.parameters())
+    width, head = about["network"]["width"], about["network"].get("head_width")
     rows = [
-        ("what", f"HigherHRNet (arXiv 1908.10357), width {about['network']['width']}"),
+        ("what", f"HigherHRNet (arXiv 1908.10357), width {width}" + (f", heads of width {head}" if head else "")),
         ("outputs", f"a map and a tag for each of the {len(JOINTS)} joints of {about['joint_set']}"),
         ("size", f"{parameters / 1e6:.2f} M parameters, fp16, {size / 1e6:.1f} MB"),
         ("input", f"RGB, ImageNet mean and deviation, short side {about['input_size']} pixels"),
