@@ -338,7 +338,7 @@ def make_sample(
         ``tags`` (max_people, K) int64, positions y * (size/4) + x at or near the joints in the quarter map, -1 where
         there is none; ``places`` (max_people, K, 3) float32, the same people's joints in pixels of the half map
         (corner origin) and their Gaussians' deviation there, 0 where there is no joint; ``boxes`` (max_people, 4)
-        float32, left, top, right, bottom of these people in the half map
+        float32, left, top, right, bottom in the half map of what surely holds these people's boxes
     """
     record = photo.record
     mirrored = np.linalg.det(affine[:, :2]) < 0
@@ -377,8 +377,8 @@ def make_sample(
         points = stacked[person]
         near = points[:, :2] + rng.normal(size=(JOINTS, 2)) * TAG_JITTER * deviations[person][:, None]
         x, y = (near // 4).astype(np.int64).clip(0, size // 4 - 1).T
-        tags[row] = np.where(points[:, 2] > 0, y * (size // 4) + x, -1)
         there = points[:, 2] > 0
+        tags[row] = np.where(there, y * (size // 4) + x, -1)
         places[row, :, :2] = points[:, :2] / 2
         places[row, :, 2] = fine_deviations[person] / 2 * there
         around = corners(grown(shown[person]["bbox"], 0, PERSON_MARGIN), affine) / 2

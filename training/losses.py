@@ -37,17 +37,20 @@ def heatmap_loss(
     return (error * weight * mask).sum() / (predicted.shape[0] * predicted.shape[1] * JOINT_ENERGY)
 
 
-def place_loss(maps: Tensor, places: Tensor, boxes: Tensor, contrast: float = 10.0) -> Tensor:
-    """Where in a person's box is the joint? Cross-entropy over the pixels, less the entropy of the target.
+def place_loss(
+    maps: Tensor, target: Tensor, mask: Tensor, places: Tensor, boxes: Tensor, contrast: float = 10.0
+) -> Tensor:
+    """Where in a person's box is the joint? Cross-entropy over the pixels, less the entropy of the joint's Gaussian.
 
     The squared error of a joint that the network is unsure of is least where its map is low, and its gradient is small
-    there. This loss compares the pixels of a box with each other only, so that it has the same say for a faint wrist
-    as for a bright eye. It has the same optimum: 0 where the map is the person's Gaussian.
+    there. This loss compares the pixels of a box with each other: a constant does not count, and a joint that is seen
+    faintly costs much. It is 0 where the map is the joint's Gaussian.
 
     Args:
-        maps: (B, K, h, w) float32
+        maps, target: (B, K, h, w) float32; pixels at which the target shows another person's joint take no part
+        mask: (B, K, h, w), 0 where a pixel takes no part either
         places: (B, P, K, 3) joints x, y (pixels, corner origin) and their Gaussians' deviation, 0 = no joint
-        boxes: (B, P, 4) left, top, right, bottom of the people
+        boxes: (B, P, 4) left, top, right, bottom of where these people's joints are looked for
         contrast: of two pixels, one has e times the other's share where it is higher by 1 / contrast
 
     Returns:
@@ -60,8 +63,9 @@ def place_loss(maps: Tensor, places: Tensor, boxes: Tensor, contrast: float = 10
     left, top, right, bottom = boxes[photo, person].T[:, :, None]
     columns, rows = (torch.arange(size, device=maps.device) + 0.5 for size in (maps.shape[3], maps.shape[2]))
     across, down = (torch.exp(-((at - to) ** 2) / (2 * deviation**2)) for at, to in ((columns, x), (rows, y)))
-    inside = ((rows > top) & (rows < bottom))[:, :, None] & ((columns > left) & (columns < right))[:, None]
     wanted = down[:, :, None] * across[:, None]
+    inside = ((rows > top) & (rows < bottom))[:, :, None] & ((columns > left) & (columns < right))[:, None]
+    inside &= (mask[photo, joint] > 0) & (target[photo, joint] < wanted + 0.1)
     inside |= wanted > 0.5  # some joints are just outside of their person's box
 
     def shares(values: Tensor) -> Tensor:

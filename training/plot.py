@@ -43,7 +43,8 @@ def plot(run: Path) -> Path:
     below.set(xlabel="photos seen", ylabel="share, held-out photos", ylim=(0, 1))
     for axes in (above, below):
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
     path = run / "progress.png"
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -67,6 +67,8 @@ def start_from(network: HigherHRNet, path: Path) -> None:
         raise ValueError(
             f"{path} lacks {len(missing)} weights of the network, such as {missing[0]}; only whole blocks may be new."
         )
+    if any(weights[f"final_layers.{i}.bias"].shape != state[f"final_layers.{i}.bias"].shape for i in (0, 1)):
+        raise ValueError(f"{path} has heatmaps or tags for other joints than the network; start from one for the same.")
     narrow = [n for n, w in weights.items() if any(a < b for a, b in zip(state[n].shape, w.shape, strict=True))]
     if narrow:
         raise ValueError(f"{path} has more channels in {narrow[0]} than the network; start from a narrower one.")
@@ -176,11 +178,15 @@ def losses(network: Callable, batch: dict[str, Tensor], progress: float, options
     weights = (foreground, options["hard"])
     empty = batch["empty"].float()
     quarter = heatmap_loss(coarse[:, :joints], batch["quarter"].float(), halve_mask(mask), *weights, halve_mask(empty))
-    half = heatmap_loss(fine, batch["half"].float(), mask, *weights, empty)
+    target = batch["half"].float()
+    half = heatmap_loss(fine, target, mask, *weights, empty)
     pull, push = tag_loss(coarse[:, joints:], batch["tags"])
-    place = place_loss(network_map([coarse, fine]), batch["places"], batch["boxes"])
-    loss = quarter + half + options["pull"] * pull + options["push"] * push + options.get("place", 0) * place
-    return {"loss": loss, "quarter": quarter, "half": half, "pull": pull, "push": push, "place": place}
+    loss = quarter + half + options["pull"] * pull + options["push"] * push
+    parts = {"quarter": quarter, "half": half, "pull": pull, "push": push}
+    if options.get("place"):
+        place = place_loss(network_map([coarse, fine]), target, mask, batch["places"], batch["boxes"])
+        loss, parts["place"] = loss + options["place"] * place, place
+    return {"loss": loss, **parts}
 
 
 def must_be_finite(loss: float, step: int) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from inference import checkpoints
 from inference.calibration import Calibration
@@ -262,24 +263,63 @@ def test_heatmap_loss_counts_what_the_mask_lets_through() -> None:
     assert heatmap_loss(predicted, target, everything, 0, 2, empty) == pytest.approx(47 * 0.25 / (2 * 12.57))
 
 
-def test_place_loss_is_about_the_pixels_of_a_box_only() -> None:
-    places = torch.zeros(1, 2, 1, 3)
-    places[0, 1, 0] = torch.tensor([6.5, 4.5, 2.0])  # the second of two people has the joint
-    boxes = torch.tensor([[[0.0, 0.0, 1.0, 1.0], [2.0, 2.0, 12.0, 12.0]]])
+def test_place_loss_is_about_a_joint_in_its_box_only() -> None:
+    places = torch.zeros(2, 2, 2, 3)
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [2.0, 2.0, 12.0, 12.0]]).repeat(2, 1, 1)
+    places[1, 1, 0] = torch.tensor([6.5, 4.5, 2.0])  # the second photo's second person has the first joint
     rows, columns = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
-    perfect = torch.exp(-((rows - 4) ** 2 + (columns - 6) ** 2) / 8)[None, None]
-    assert place_loss(perfect, places, boxes) == pytest.approx(0, abs=1e-5)
-    assert place_loss(perfect + 3, places, boxes) == pytest.approx(0, abs=1e-4), "the height does not count"
-    elsewhere = perfect.clone()
-    elsewhere[..., 13:, 13:] = 5
-    assert place_loss(elsewhere, places, boxes) == pytest.approx(0, abs=1e-5)
-    shifted = perfect.roll(2, 3).requires_grad_()
-    loss = place_loss(shifted, places, boxes)
-    assert loss > place_loss(perfect.roll(1, 3), places, boxes) > 0.1
-    loss.backward()
+
+    def at(x: float, y: float) -> Tensor:
+        maps = torch.zeros(2, 2, 16, 16)
+        maps[1, 0] = torch.exp(-((rows - y) ** 2 + (columns - x) ** 2) / 8)
+        return maps
+
+    def loss(maps: Tensor, target: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        target, mask = at(6, 4) if target is None else target, torch.ones(2, 2, 16, 16) if mask is None else mask
+        return place_loss(maps, target, mask, places, boxes)
+
+    assert loss(at(6, 4)) == pytest.approx(0, abs=1e-5)
+    assert loss(at(6, 4) + 3) == pytest.approx(0, abs=1e-4), "a constant does not count"
+    assert loss(at(6, 4) / 2) > 0.1, "the contrast does"
+    elsewhere = at(6, 4)
+    elsewhere[1, 0, 13:, 13:] = elsewhere[0] = elsewhere[:, 1] = 5
+    assert loss(elsewhere) == pytest.approx(0, abs=1e-5), "other places, photos and joints do not"
+    shifted = at(9, 4).requires_grad_()
+    assert loss(shifted) > loss(at(7, 4)) > 0.1
+    loss(shifted).backward()
     assert shifted.grad is not None
-    assert shifted.grad[0, 0, 4, 6] < 0 < shifted.grad[0, 0, 4, 8]
-    assert place_loss(perfect, places * 0, boxes) == 0  # nobody
+    assert shifted.grad[1, 0, 4, 6] < 0 < shifted.grad[1, 0, 4, 9]
+
+    two = torch.maximum(at(6, 4), at(10, 10))
+    assert loss(two) > 0.5
+    assert loss(two, two) == pytest.approx(0, abs=0.05), "another person's joint in the box is no mistake"
+    mask = torch.ones(2, 2, 16, 16)
+    mask[1, 0, 6:, 8:] = 0
+    assert loss(two, mask=mask) == pytest.approx(0, abs=0.05), "nor is what the mask leaves out"
+    places[1, 1, 0] = torch.tensor([14.5, 4.5, 2.0])
+    assert loss(at(14, 4)) == pytest.approx(0, abs=0.1), "some joints are outside of their box"
+    assert loss(at(6, 4)) > 0.5
+    assert place_loss(two, two, mask, places * 0, boxes) == 0  # nobody
+
+
+def test_place_loss_counts_where_it_has_a_weight() -> None:
+    torch.manual_seed(0)
+    batch = {
+        "image": torch.zeros(1, 16, 16, 3, dtype=torch.uint8),
+        "quarter": torch.zeros(1, 17, 4, 4),
+        "half": torch.zeros(1, 17, 8, 8),
+        "mask": torch.zeros(1, 17, 8, 8, dtype=torch.uint8),
+        "empty": torch.zeros(1, 1, 8, 8, dtype=torch.uint8),
+        "tags": torch.full((1, 2, 17), -1),
+        "places": torch.tensor([[[[4.0, 4.0, 1.5]] * 17] * 2]),
+        "boxes": torch.tensor([[[0.0, 0.0, 8.0, 8.0]] * 2]),
+    }
+    options = {**OPTIONS, "bf16": False}
+    outputs = (torch.randn(1, 34, 4, 4), torch.randn(1, 17, 8, 8))
+    parts = training.losses(lambda images: outputs, batch, 0, {**options, "place": 0.5})
+    assert parts["loss"] == pytest.approx(0.5 * parts["place"].item())
+    assert parts["place"] > 0
+    assert training.losses(lambda images: outputs, batch, 0, {**options, "place": 0})["loss"] == 0
 
 
 def test_tags_of_two_people_are_pushed_apart_from_almost_equal() -> None:
@@ -332,6 +372,10 @@ def test_a_killed_run_resumes_to_the_same_weights(data: Path, tmp_path: Path, mo
 def test_a_larger_network_computes_at_first_what_the_one_did_that_it_starts_from(tmp_path: Path) -> None:
     torch.manual_seed(0)
     small = HigherHRNet(NetworkConfig.from_dict(OPTIONS["network"])).eval()
+    for norm in small.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            for values in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+                values.uniform_(0.5, 1.5)
     save_file(small.state_dict(), tmp_path / "small.safetensors")
     more = {"blocks": 3, "deconv_blocks": 2, "stem_blocks": 2}
     deeper = HigherHRNet(NetworkConfig.from_dict({**OPTIONS["network"], **more})).eval()
@@ -343,15 +387,17 @@ def test_a_larger_network_computes_at_first_what_the_one_did_that_it_starts_from
             torch.testing.assert_close(mine, its)
     assert deeper.layer1[1].bn2.weight.all()  # what follows could not learn
 
-    wider = HigherHRNet(NetworkConfig.from_dict({**OPTIONS["network"], "head_width": 10}))
+    wider = HigherHRNet(NetworkConfig.from_dict({**OPTIONS["network"], **more, "head_width": 10})).eval()
     training.start_from(wider, tmp_path / "small.safetensors")
-    for network in (small, wider):
-        network.train()  # fresh norms of new channels have no statistics
-    for mine, its in zip(wider(image), small(image), strict=True):
-        torch.testing.assert_close(mine, its)
-    sum(maps.square().sum() for maps in wider(image)).backward()
+    save_file(wider.state_dict(), tmp_path / "wider.safetensors")
+    widest = HigherHRNet(NetworkConfig.from_dict({**OPTIONS["network"], **more, "head_width": 14})).eval()
+    training.start_from(widest, tmp_path / "wider.safetensors")
+    for network in (wider, widest):
+        for mine, its in zip(network(image), small(image), strict=True):
+            torch.testing.assert_close(mine, its)
+    sum(maps.square().sum() for maps in wider.train()(image)).backward()
     for head in wider.final_layers:
-        assert head.weight.grad[:, 4:].abs().min() > 0  # they begin to listen to the new channels
+        assert head.weight.grad[:, 4:].abs().max() > 0  # they begin to listen to the new channels
 
 
 def test_weights_of_another_network_are_no_start(tmp_path: Path) -> None:
@@ -364,6 +410,8 @@ def test_weights_of_another_network_are_no_start(tmp_path: Path) -> None:
         ({"modules": [1, 2, 1]}, exported, "only whole blocks may be new"),
         ({}, {k: v for k, v in exported.items() if not k.startswith("layer1.0.")}, "lacks .*layer1.0"),
         ({"width": 2}, exported, "more channels in .* than the network"),
+        ({"joints": 18}, exported, "for other joints"),
+        ({"shared_tag": True}, exported, "for other joints"),
     ):
         save_file(weights, path)
         with pytest.raises(ValueError, match=words):
@@ -381,8 +429,12 @@ def test_evaluation_and_export_hold_out_what_training_did(data: Path, tmp_path: 
     monkeypatch.setattr("sys.argv", [*arguments, "--assets", str(tmp_path / "assets")])
     seen: list[Photo] = []
     monkeypatch.setattr(exporting, "fit", lambda network, photos, size: seen.extend(photos) or Calibration())
+    others: list[Photo] = []
+    monkeypatch.setattr(exporting, "fit_pose_prior", others.extend)
     exporting.main()
     assert len(seen) == 4
+    assert others
+    assert not {photo.key for photo in others} & {photo.key for photo in seen}
 
 
 def test_a_run_without_a_check_can_be_plotted(tmp_path: Path) -> None:
