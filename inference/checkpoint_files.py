@@ -25,11 +25,13 @@ from torch import Tensor
 
 from .calibration import Calibration
 from .network import HigherHRNet, NetworkConfig, check_smoothing
+from .pose_prior import PosePrior
 
 ENDINGS = (".pth.tar", ".safetensors", ".pth", ".pt")
 MAX_WIDTH = 256  # of a network that is still believed
 SETTLED_SECONDS = 2  # younger files may change again without a change of their time
-CALIBRATION, SMOOTHING = "calibration", "smoothing"  # keys in the metadata of what training/export.py writes
+# keys in the metadata of what training/export.py writes
+CALIBRATION, SMOOTHING, POSE_PRIOR = "calibration", "smoothing", "pose_prior"
 MADE_FROM = "made_from"  # key in the metadata of a converted file: SHA-256 of the file that it was made from
 EXACT = "exact"  # and whether its values are the same
 
@@ -98,7 +100,7 @@ def describe(file: CheckpointFile) -> NetworkConfig:
             f"{file.path} does not hold the weights of a HigherHRNet with tags: its heads have {outputs} and "
             f"{heatmaps} channels, which leaves {outputs - heatmaps} for tags, neither one per joint nor one for all."
         )
-    head = shapes["final_layers.0.weight"][1]
+    head = shapes["final_layers.0.weight"][1] if len(shapes["final_layers.0.weight"]) > 1 else width
     return NetworkConfig(
         width=width,
         stem_blocks=length(r"layer1\.(\d+)\."),
@@ -133,7 +135,7 @@ def config_for(file: CheckpointFile, joints: int, expected: NetworkConfig | None
         ("modules", "modules"),
         ("blocks", "blocks a branch"),
         ("deconv_blocks", "blocks after the deconvolution"),
-        ("head_width", "channels before the heads, if not the width"),
+        ("head_width", "channels before the heads (0 = the width)"),
     ):
         if expected is not None and getattr(found, field) != getattr(expected, field):
             differences.append(f"its {what}: {getattr(found, field)} instead of {getattr(expected, field)}")
@@ -162,6 +164,19 @@ def smoothing_of(file: CheckpointFile) -> float:
         return check_smoothing(float(file.metadata.get(SMOOTHING, "0")))
     except ValueError as error:
         raise CheckpointError(f"The smoothing in the metadata of {file.path} cannot be used: {error}") from error
+
+
+def pose_prior_of(file: CheckpointFile, joints: int) -> PosePrior | None:
+    """The pose prior in the metadata of a safetensors file, of so many joints; None where there is none."""
+    if POSE_PRIOR not in file.metadata:
+        return None
+    try:
+        prior = PosePrior.from_json(file.metadata[POSE_PRIOR])
+        if len(prior.mean) != joints:
+            raise ValueError(f"it has {len(prior.mean)} joints, the network {joints}.")
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"The pose prior in the metadata of {file.path} cannot be used: {error}") from error
+    return prior
 
 
 def _misfits(state: dict[str, Tensor], config: NetworkConfig) -> list[str]:
@@ -201,7 +216,7 @@ def write(path: Path, file: CheckpointFile, half: bool, metadata: dict[str, str]
     exact = all(tensor.dtype == file.state[name].dtype for name, tensor in state.items())
     partial = path.with_name(f"{path.name}.partial")
     made = {MADE_FROM: file_sha256(file.path), EXACT: str(exact).lower()}
-    made |= {key: file.metadata[key] for key in (CALIBRATION, SMOOTHING) if key in file.metadata}
+    made |= {key: file.metadata[key] for key in (CALIBRATION, SMOOTHING, POSE_PRIOR) if key in file.metadata}
     partial.write_bytes(save(state, {"format": "pt", **metadata, **made}))  # save_file() would keep others from reading
     partial.replace(path)
     return exact

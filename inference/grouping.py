@@ -3,6 +3,9 @@
 Peaks of every joint are the candidates. Joint after joint, each candidate goes to the person whose mean tag is nearest;
 a candidate that is near nobody starts a new person. Positions move a quarter pixel towards the higher neighbour, and a
 joint that a person lacks is taken where the heatmap is high and the tag fits.
+
+Weights may bring a pose prior. Then people give up joints that are not where a person's could be, and take those that
+are; published weights have none, and are decoded as published.
 """
 
 from __future__ import annotations
@@ -17,9 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from .pose_prior import REACH, PosePrior
+
 Array = NDArray[np.float32]
 Indices = NDArray[np.integer]
 BLOCK = 8  # pixels
+REGROUPINGS = 3
+NEARBY = np.stack(np.meshgrid(*2 * [np.linspace(-1, 1, 21)]), axis=-1).reshape(-1, 2)
+NEARBY = NEARBY[np.linalg.norm(NEARBY, axis=1) <= 1]  # places in a circle of radius 1
 DETECTION_THRESHOLD = 0.1  # as published
 
 
@@ -35,6 +43,7 @@ class GroupingConfig:
         adjust: move joints a quarter pixel towards the higher neighbour
         refine: look for the joints that a person lacks
         min_score: groups with a lower score are left out, before their joints are looked for
+        prior: how a person's joints lie to each other; None = only tags decide, as published
     """
 
     detection_threshold: float = DETECTION_THRESHOLD
@@ -44,6 +53,7 @@ class GroupingConfig:
     adjust: bool = True
     refine: bool = True
     min_score: float = 0.0
+    prior: PosePrior | None = None
 
 
 @dataclass(frozen=True)
@@ -201,7 +211,11 @@ def group(
     if heatmaps.max() <= config.detection_threshold:  # nobody there: the usual case in many datasets
         return People(*(np.zeros((0, *rest), np.float32) for rest in ((len(heatmaps), 3), (len(heatmaps),), ())))
     maps, tag_map = Enlarged(heatmaps, shape), TagMap(tags, shape)
-    people = _match(_peaks(maps, tag_map, config), order, config)
+    candidates = _peaks(maps, tag_map, config)
+    people = _match(candidates, order, config)
+    if config.prior:
+        for _ in range(REGROUPINGS):
+            people = _regroup(people, candidates, order, config, config.prior)
     if config.adjust:
         found, joints = np.nonzero(people[:, :, 2] > 0)
         xs, ys = people[found, joints, :2].astype(np.intp).T
@@ -210,6 +224,8 @@ def group(
     people, scores = people[scores >= config.min_score], scores[scores >= config.min_score]
     first_tags = people[:, :, 3].copy()
     if config.refine and len(people):
+        if config.prior:
+            _look_near(people, maps, tag_map, config.prior)
         _refine(people, maps, tag_map)
     return People(people[:, :, :3], first_tags, scores)
 
@@ -264,6 +280,51 @@ def _match(candidates: list[Array], order: tuple[int, ...], config: GroupingConf
             people[index, joint] = found[row]
             tag_sums[index], tag_counts[index] = found[row, 3:], 1
     return people[: len(by_tag)]
+
+
+def _regroup(
+    people: Array, candidates: list[Array], order: tuple[int, ...], config: GroupingConfig, prior: PosePrior
+) -> Array:
+    """Give every candidate to the person whose tag and pose it fits best; match what is left by tags alone."""
+    expected, sizes, fits = prior.fit_robustly(people[:, :, :2].astype(float), people[:, :, 2].astype(float))
+    known = fits.any(axis=1)
+    expected, sizes, fits = expected[known], sizes[known], fits[known]
+    tags = (people[known, :, 3:] * fits[:, :, None]).sum(axis=1) / fits.sum(axis=1)[:, None]
+    result = np.zeros((len(tags), *people.shape[1:]), np.float32)
+    left = []
+    for joint, found in enumerate(candidates):
+        off = np.linalg.norm(found[:, None, :2] - expected[:, joint], axis=2) / sizes  # candidates, people
+        apart = np.linalg.norm(found[:, None, 3:] - tags, axis=2)
+        cost = off**2 / 2 + apart**2 - found[:, 2:3]
+        cost[(off > REACH) | (apart >= config.tag_threshold)] = np.inf
+        nobody = np.full((len(found), len(found)), 1e3)  # costs more than any person
+        rows, columns = linear_sum_assignment(np.hstack([np.minimum(cost, 1e6), nobody]))
+        given = columns < len(tags)
+        result[columns[given], joint] = found[rows[given]]
+        left.append(np.delete(found, rows[given], axis=0))
+    return np.concatenate([result[result[:, :, 2].any(axis=1)], _match(left, order, config)])
+
+
+def _look_near(people: Array, maps: Enlarged, tag_map: TagMap, prior: PosePrior) -> None:
+    """Fill in joints that people lack, in place, from where their poses let them be expected."""
+    expected, sizes, fits = prior.fit_robustly(people[:, :, :2].astype(float), people[:, :, 2].astype(float))
+    known = np.flatnonzero(fits.any(axis=1))
+    tags = (people[known, :, 3:] * fits[known, :, None]).sum(axis=1) / fits[known].sum(axis=1)[:, None]
+    lacking, joints = np.nonzero(people[known, :, 2] == 0)
+    around = REACH * NEARBY
+    offsets = sizes[known][lacking, None, None] * around
+    xs, ys = np.floor(expected[known[lacking], joints][:, None] + offsets).astype(np.intp).transpose(2, 0, 1)
+    height, width = maps.shape
+    inside = (xs >= 0) & (xs < width) & (ys >= 0) & (ys < height)
+    xs, ys = _within(xs, width), _within(ys, height)
+    values = maps.at(joints[:, None], ys, xs)
+    apart = np.linalg.norm(tag_map.at(joints[:, None], ys, xs) - tags[lacking, None], axis=2)
+    fit = values - (around**2).sum(axis=1) / 2 - apart**2
+    fit[~inside | (values <= 0)] = -np.inf
+    each, best = np.arange(len(joints)), fit.argmax(axis=1)
+    there = np.isfinite(fit[each, best])
+    places = np.column_stack([xs[each, best] + 0.5, ys[each, best] + 0.5, values[each, best]])
+    people[known[lacking[there]], joints[there], :3] = places[there]
 
 
 def _quarter(maps: Enlarged, joints: Indices, ys: Indices, xs: Indices) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import fiftyone as fo
@@ -13,7 +13,7 @@ from bson import ObjectId
 from numpy.typing import NDArray
 
 from .geometry import Warp
-from .grouping import DETECTION_THRESHOLD, GroupingConfig, People, group
+from .grouping import GroupingConfig, People, group
 from .joints import JointSet
 from .map_files import MapWriter
 from .maps import ImageMaps, make_maps
@@ -40,7 +40,7 @@ class Seen:
         heatmaps: (K, h/2, w/2) float32, for grouping, with
         tags: (T, h/2, w/2, D) float32; both None where people are not asked for
         enlarged: (K, h, w) float32, where it is not just the heatmaps enlarged
-        detection_threshold: value above which a peak is a candidate for grouping
+        grouping: how these weights' maps are grouped
     """
 
     warp: Warp
@@ -48,7 +48,7 @@ class Seen:
     heatmaps: NDArray[np.float32] | None = None
     tags: NDArray[np.float32] | None = None
     enlarged: NDArray[np.float32] | None = None
-    detection_threshold: float = DETECTION_THRESHOLD
+    grouping: GroupingConfig = field(default_factory=GroupingConfig)
 
 
 def see(predictor: Predictor, settings: Settings, images: Sequence[PreparedImage], joints: bool) -> list[Seen]:
@@ -64,8 +64,7 @@ def see(predictor: Predictor, settings: Settings, images: Sequence[PreparedImage
         return [Seen(warp, image_maps) for warp, image_maps in zip(warps, maps, strict=True)]
     heatmaps, tags = prediction.heatmaps.cpu().numpy(), prediction.tags.cpu().numpy()
     enlarged = [None] * len(maps) if prediction.enlarged is None else prediction.enlarged.cpu().numpy()
-    threshold = predictor.detection_threshold
-    return [Seen(*parts, threshold) for parts in zip(warps, maps, heatmaps, tags, enlarged, strict=True)]
+    return [Seen(*parts, predictor.grouping) for parts in zip(warps, maps, heatmaps, tags, enlarged, strict=True)]
 
 
 def find_people(seen: Seen, order: tuple[int, ...], min_score: float = 0.0) -> People:
@@ -74,8 +73,7 @@ def find_people(seen: Seen, order: tuple[int, ...], min_score: float = 0.0) -> P
     assert seen.tags is not None
     shape = (2 * seen.heatmaps.shape[1], 2 * seen.heatmaps.shape[2])
     heatmaps = seen.heatmaps if seen.enlarged is None else seen.enlarged
-    config = GroupingConfig(detection_threshold=seen.detection_threshold, min_score=min_score)
-    return group(heatmaps, seen.tags, order, config, shape)
+    return group(heatmaps, seen.tags, order, replace(seen.grouping, min_score=min_score), shape)
 
 
 class Labeller:

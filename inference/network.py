@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .calibration import Calibration
+from .pose_prior import PosePrior
 
 LEAST_SMOOTHING, MOST_SMOOTHING = 0.1, 8  # input pixels; three times as much must be less than the smallest maps' sides
 
@@ -45,6 +46,10 @@ class NetworkConfig:
     joints: int = 17
     shared_tag: bool = False
     center: bool = False
+
+    def __post_init__(self) -> None:
+        if self.head_width == self.width:  # one name for each network: configurations are compared
+            object.__setattr__(self, "head_width", 0)
 
     @property
     def heatmaps(self) -> int:
@@ -174,8 +179,8 @@ class HigherHRNet(nn.Module):
         config: the sizes
 
     ``calibration`` says what the values mean that these weights give. ``smoothing`` is the deviation, in pixels of the
-    images, of a Gaussian that both results are convolved with. They are the identity and 0, as published, unless who
-    loads the weights sets them.
+    images, of a Gaussian that both results are convolved with. ``pose_prior`` helps to group the joints that they show.
+    They are the identity, 0 and None, as published, unless who loads the weights sets them.
 
     Call with images (B, 3, H, W), float, RGB, normalised by the ImageNet mean and deviation, H and W multiples
     of 32. Returns ``[(B, K + tags, H/4, W/4), (B, K, H/2, W/2)]``: heatmaps (about 0 to 1, unbounded) then tags,
@@ -187,6 +192,7 @@ class HigherHRNet(nn.Module):
         self.config = config
         self.calibration = Calibration()
         self.smoothing = 0.0
+        self.pose_prior: PosePrior | None = None
         widths = [config.width * 2**branch for branch in range(4)]
 
         self.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)

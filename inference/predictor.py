@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .geometry import Warp, warp_for
-from .grouping import DETECTION_THRESHOLD
+from .grouping import DETECTION_THRESHOLD, GroupingConfig
 from .network import HigherHRNet
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB, for values 0 to 1
@@ -80,7 +80,8 @@ class Predictor:
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``; None = the best there is
         precision: None = bfloat16 where the hardware computes with it, else float32
 
-    ``detection_threshold`` is the published one, 0.1 of the network's own values, as the calibration rescales it.
+    ``grouping`` has the published detection threshold, 0.1 of the network's own values, as the calibration rescales it,
+    and the pose prior of the weights.
     """
 
     def __init__(
@@ -103,7 +104,8 @@ class Predictor:
         self.precision = precision or best_precision(self.device)
         self.network = for_inference(network, self.precision).to(self.device)
         self.calibration = network.calibration
-        self.detection_threshold = self.calibration.apply(torch.tensor([DETECTION_THRESHOLD])).item()
+        threshold = self.calibration.apply(torch.tensor([DETECTION_THRESHOLD])).item()
+        self.grouping = GroupingConfig(detection_threshold=threshold, prior=network.pose_prior)
         self._flip = torch.tensor(list(flip), device=self.device)
         self._mean = torch.tensor(MEAN, device=self.device).view(1, 3, 1, 1) * 255
         self._deviation = torch.tensor(DEVIATION, device=self.device).view(1, 3, 1, 1) * 255

@@ -1,8 +1,9 @@
 """Write a run's weights as a bundled model: `python -m training.export --data DIR --run runs/lite`.
 
-Writes `<assets>/<name>.safetensors` (fp16, the exponential moving average, with their smoothing and a calibration
-fitted on the held-out photos of `--data`) and `<assets>/<name>.json`, which says what the weights are. Both are written
-under a temporary name and renamed, so that a reader never sees half a file.
+Writes `<assets>/<name>.safetensors` (fp16, the exponential moving average, with their smoothing, a calibration
+fitted on the held-out photos of `--data`, and a pose prior fitted on its training photos) and `<assets>/<name>.json`,
+which says what the weights are. Both are written under a temporary name and renamed, so that a reader never sees half a
+file.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from torch import Tensor
 
 from inference.calibration import Calibration
 from inference.network import HigherHRNet, NetworkConfig, check_smoothing
+from inference.pose_prior import PosePrior
 from training.calibrate import fit
 from training.dataset import read_shards, split
 from training.evaluate import add_network_arguments, read_trained
+from training.poses import fit_pose_prior
 
 LICENSE = (
     "Trained on data that is licensed for research: LSP Extended, Penn-Fudan, Flickr8k, a set of full-body photos, "
@@ -47,6 +50,7 @@ def export(
     photos_seen: int,
     calibration: Calibration,
     smoothing: float = 0.0,
+    pose_prior: PosePrior | None = None,
 ) -> dict:
     """Write weights and their description.
 
@@ -59,6 +63,7 @@ def export(
         photos_seen: training photos behind these weights, start included
         calibration: of their values
         smoothing: of maps and tags, input pixels
+        pose_prior: for their grouping
 
     Returns:
         what was written to the JSON file
@@ -81,6 +86,8 @@ def export(
         "calibration": json.dumps(calibration.knots),
         "smoothing": str(check_smoothing(smoothing)),
     }
+    if pose_prior:
+        metadata["pose_prior"] = pose_prior.to_json()
     data = save(weights, metadata)
     about = {
         "name": name,
@@ -113,7 +120,8 @@ def mean(state: dict[str, Tensor], other: dict[str, Tensor], share: float) -> di
     state = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
     if {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in other.items()}:
         raise ValueError(
-            "The weights to average with are those of another network; take the file that the run began from."
+            "The weights to average with are those of another network. A run can be averaged with what it began "
+            "from if that has as many blocks and channels."
         )
     return {name: torch.lerp(other[name].float(), value.float(), share) for name, value in state.items()}
 
@@ -138,7 +146,7 @@ def main() -> None:
     network = HigherHRNet(config).eval()
     network.load_state_dict({k: v.half().float() for k, v in state.items()}, strict=False)
     network.smoothing = check_smoothing(arguments.smoothing)
-    held = split(read_shards(arguments.data), **trained.held_out)[1]
+    training_photos, held = split(read_shards(arguments.data), **trained.held_out)
     calibration = fit(network, held, arguments.input_size)
     about = export(
         state,
@@ -149,6 +157,7 @@ def main() -> None:
         photos,
         calibration,
         arguments.smoothing,
+        fit_pose_prior(training_photos),
     )
     print(json.dumps({**about, "calibration": calibration.knots}, indent=2))
 

@@ -64,10 +64,10 @@ def test_the_published_detection_threshold_is_one_of_the_networks_own_values(tmp
     for calibration, expected in (("[]", 0.1), (json.dumps(KNOTS), 0.05), ("[[0.05, 0.2], [0.15, 0.4]]", 0.3)):
         model = checkpoints.load(checkpoint=rewritten(tmp_path, calibration=calibration))
         predictor = Predictor(model.network, model.entry.joint_set.flip, 128, device="cpu")
-        assert predictor.detection_threshold == pytest.approx(expected)
+        assert predictor.grouping.detection_threshold == pytest.approx(expected)
         settings = Settings(keypoints=True)
         (seen,) = see(predictor, settings, [predictor.prepare(skimage.data.astronaut())], joints=False)
-        assert seen.detection_threshold == predictor.detection_threshold
+        assert seen.grouping == predictor.grouping
 
 
 def test_a_calibration_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
