@@ -95,9 +95,10 @@ def test_a_run_is_evaluated_compared_and_indexed(right: fo.DatasetView, tmp_path
     assert (state.done, state.results["samples"] > 0) == (4, True)
 
     state = foo.get_operator(f"{URI}index_poses")(right, progress=False)
-    assert (state.done, state.samples) == (4, 4)
-    assert {"pose_poses", "pose_poses_map"} <= {*dataset.list_brain_runs()}
-    assert len(right.sort_by_similarity(right.first().id, k=2, brain_key="pose_poses")) == 2
+    assert (state.done, state.samples) == (4, 2), "two of the photos show people"
+    assert "pose_poses" in dataset.list_brain_runs()
+    clear = right.sort_by("pose_confidence", reverse=True).first()
+    assert len(right.sort_by_similarity(clear.id, k=2, brain_key="pose_poses")) == 2
 
 
 def test_maps_are_attached_by_relative_path(right: fo.DatasetView, photos: Path, tmp_path: Path):
