@@ -282,14 +282,19 @@ def _match(candidates: list[Array], order: tuple[int, ...], config: GroupingConf
     return people[: len(by_tag)]
 
 
+def _posed(people: Array, prior: PosePrior) -> tuple[Indices, NDArray, NDArray, NDArray]:
+    """People of whom enough joints fit one pose: their indices, where their joints are expected, sizes, mean tags."""
+    expected, sizes, fits = prior.fit_robustly(people[:, :, :2].astype(float), people[:, :, 2].astype(float))
+    known = np.flatnonzero(fits.any(axis=1))
+    tags = (people[known, :, 3:] * fits[known, :, None]).sum(axis=1) / fits[known].sum(axis=1)[:, None]
+    return known, expected[known], sizes[known], tags
+
+
 def _regroup(
     people: Array, candidates: list[Array], order: tuple[int, ...], config: GroupingConfig, prior: PosePrior
 ) -> Array:
     """Give every candidate to the person whose tag and pose it fits best; match what is left by tags alone."""
-    expected, sizes, fits = prior.fit_robustly(people[:, :, :2].astype(float), people[:, :, 2].astype(float))
-    known = fits.any(axis=1)
-    expected, sizes, fits = expected[known], sizes[known], fits[known]
-    tags = (people[known, :, 3:] * fits[:, :, None]).sum(axis=1) / fits.sum(axis=1)[:, None]
+    _, expected, sizes, tags = _posed(people, prior)
     result = np.zeros((len(tags), *people.shape[1:]), np.float32)
     left = []
     for joint, found in enumerate(candidates):
@@ -307,13 +312,11 @@ def _regroup(
 
 def _look_near(people: Array, maps: Enlarged, tag_map: TagMap, prior: PosePrior) -> None:
     """Fill in joints that people lack, in place, from where their poses let them be expected."""
-    expected, sizes, fits = prior.fit_robustly(people[:, :, :2].astype(float), people[:, :, 2].astype(float))
-    known = np.flatnonzero(fits.any(axis=1))
-    tags = (people[known, :, 3:] * fits[known, :, None]).sum(axis=1) / fits[known].sum(axis=1)[:, None]
+    known, expected, sizes, tags = _posed(people, prior)
     lacking, joints = np.nonzero(people[known, :, 2] == 0)
     around = REACH * NEARBY
-    offsets = sizes[known][lacking, None, None] * around
-    xs, ys = np.floor(expected[known[lacking], joints][:, None] + offsets).astype(np.intp).transpose(2, 0, 1)
+    offsets = sizes[lacking, None, None] * around
+    xs, ys = np.floor(expected[lacking, joints][:, None] + offsets).astype(np.intp).transpose(2, 0, 1)
     height, width = maps.shape
     inside = (xs >= 0) & (xs < width) & (ys >= 0) & (ys < height)
     xs, ys = _within(xs, width), _within(ys, height)
