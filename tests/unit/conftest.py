@@ -1,4 +1,4 @@
-"""A web server that misbehaves as told."""
+"""A web server that misbehaves as told, and the bundled weights with other metadata."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from inference import checkpoints
 
 PART = 1_000_000  # bytes before a break
 
@@ -104,3 +109,17 @@ def make_server() -> Iterator[Callable[..., Server]]:
             return server
 
         yield make
+
+
+@pytest.fixture
+def rewritten(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the bundled weights with other entries in their metadata."""
+
+    def write(**entries: str) -> Path:
+        source, target = checkpoints.find_model("higherhrnet-lite-coco").asset, tmp_path / "w.safetensors"
+        with safe_open(source, "pt") as file:
+            metadata = file.metadata()
+        save_file(load_file(source), target, {**metadata, **entries})
+        return target
+
+    return write

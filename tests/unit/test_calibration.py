@@ -1,12 +1,11 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage.data
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from scipy.ndimage import gaussian_filter
 
 from inference import checkpoints
@@ -39,20 +38,11 @@ def test_a_curve_that_does_not_rise_is_refused(knots: tuple) -> None:
         Calibration(knots)
 
 
-def rewritten(folder: Path, **entries: str) -> Path:
-    """The bundled weights with other entries in their metadata."""
-    source, target = checkpoints.find_model("higherhrnet-lite-coco").asset, folder / "w.safetensors"
-    with safe_open(source, "pt") as file:
-        metadata = file.metadata()
-    save_file(load_file(source), target, {**metadata, **entries})
-    return target
-
-
-def test_it_is_stored_with_the_weights_and_used_by_the_predictor(tmp_path: Path) -> None:
+def test_it_is_stored_with_the_weights_and_used_by_the_predictor(rewritten: Callable[..., Path]) -> None:
     photo = skimage.data.astronaut()
     maps = {}
     for calibration in ("[]", json.dumps(KNOTS)):
-        model = checkpoints.load(checkpoint=rewritten(tmp_path, calibration=calibration))
+        model = checkpoints.load(checkpoint=rewritten(calibration=calibration))
         predictor = Predictor(model.network, model.entry.joint_set.flip, 128, device="cpu", precision=torch.float32)
         maps[calibration] = predictor.predict([predictor.prepare(photo)]).heatmaps
     plain, calibrated = maps.values()
@@ -60,9 +50,9 @@ def test_it_is_stored_with_the_weights_and_used_by_the_predictor(tmp_path: Path)
     assert torch.allclose(calibrated, Calibration(KNOTS).apply(plain), atol=1e-6)
 
 
-def test_the_published_detection_threshold_is_one_of_the_networks_own_values(tmp_path: Path) -> None:
+def test_the_published_detection_threshold_is_one_of_the_networks_own_values(rewritten: Callable[..., Path]) -> None:
     for calibration, expected in (("[]", 0.1), (json.dumps(KNOTS), 0.05), ("[[0.05, 0.2], [0.15, 0.4]]", 0.3)):
-        model = checkpoints.load(checkpoint=rewritten(tmp_path, calibration=calibration))
+        model = checkpoints.load(checkpoint=rewritten(calibration=calibration))
         predictor = Predictor(model.network, model.entry.joint_set.flip, 128, device="cpu")
         assert predictor.grouping.detection_threshold == pytest.approx(expected)
         settings = Settings(keypoints=True)
@@ -70,10 +60,10 @@ def test_the_published_detection_threshold_is_one_of_the_networks_own_values(tmp
         assert seen.grouping == predictor.grouping
 
 
-def test_a_calibration_that_makes_no_sense_is_refused(tmp_path: Path) -> None:
+def test_a_calibration_that_makes_no_sense_is_refused(rewritten: Callable[..., Path]) -> None:
     for calibration in ("[[0.5]]", "[1, 2]", "nonsense", "[[0.5, 0.4], [0.2, 0.6]]"):
         with pytest.raises(checkpoints.CheckpointError, match="calibration"):
-            checkpoints.load(checkpoint=rewritten(tmp_path, calibration=calibration))
+            checkpoints.load(checkpoint=rewritten(calibration=calibration))
 
 
 def test_smoothing_is_a_gaussian() -> None:
@@ -82,23 +72,23 @@ def test_smoothing_is_a_gaussian() -> None:
     assert np.allclose(smooth(torch.from_numpy(maps), 2.0).numpy(), expected, atol=1e-5)
 
 
-def test_smoothing_is_stored_with_the_weights_and_is_only_of_the_results(tmp_path: Path) -> None:
+def test_smoothing_is_stored_with_the_weights_and_is_only_of_the_results(rewritten: Callable[..., Path]) -> None:
     images = torch.randn(1, 3, 64, 96)
     with torch.inference_mode():
-        coarse, fine = checkpoints.load(checkpoint=rewritten(tmp_path, smoothing="0")).network(images)
-        smooth_coarse, smooth_fine = checkpoints.load(checkpoint=rewritten(tmp_path, smoothing="4")).network(images)
+        coarse, fine = checkpoints.load(checkpoint=rewritten(smoothing="0")).network(images)
+        smooth_coarse, smooth_fine = checkpoints.load(checkpoint=rewritten(smoothing="4")).network(images)
     assert torch.equal(smooth_coarse, smooth(coarse, 1.0))
     assert torch.equal(smooth_fine, smooth(fine, 2.0)), "the finer maps are made from what was not smoothed"
 
 
 @pytest.mark.parametrize("smoothing", ["-1", "1e-30", "nan", "inf", "1e9", "nonsense", "[4]"])
-def test_a_smoothing_that_makes_no_sense_is_refused(tmp_path: Path, smoothing: str) -> None:
+def test_a_smoothing_that_makes_no_sense_is_refused(rewritten: Callable[..., Path], smoothing: str) -> None:
     with pytest.raises(checkpoints.CheckpointError, match="smoothing"):
-        checkpoints.load(checkpoint=rewritten(tmp_path, smoothing=smoothing))
+        checkpoints.load(checkpoint=rewritten(smoothing=smoothing))
 
 
-def test_the_strongest_smoothing_works_on_the_smallest_input(tmp_path: Path) -> None:
-    model = checkpoints.load(checkpoint=rewritten(tmp_path, smoothing=str(MOST_SMOOTHING)))
+def test_the_strongest_smoothing_works_on_the_smallest_input(rewritten: Callable[..., Path]) -> None:
+    model = checkpoints.load(checkpoint=rewritten(smoothing=str(MOST_SMOOTHING)))
     predictor = Predictor(model.network, model.entry.joint_set.flip, 64, scales=(0.5, 1), device="cpu")
     photo = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     assert predictor.predict([predictor.prepare(photo)]).heatmaps.isfinite().all()

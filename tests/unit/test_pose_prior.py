@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from inference import checkpoints
 from inference.grouping import GroupingConfig, group
@@ -126,24 +125,15 @@ def test_files_keep_it() -> None:
             PosePrior.from_json(json.dumps(bad))
 
 
-def rewritten(folder: Path, text: str) -> Path:
-    """The bundled weights with this pose prior."""
-    source, target = checkpoints.find_model("higherhrnet-lite-coco").asset, folder / "w.safetensors"
-    with safe_open(source, "pt") as file:
-        metadata = file.metadata()
-    save_file(load_file(source), target, {**metadata, "pose_prior": text})
-    return target
-
-
-def test_it_comes_with_the_weights(tmp_path: Path) -> None:
-    model = checkpoints.load(checkpoint=rewritten(tmp_path, prior().to_json()))
+def test_it_comes_with_the_weights(rewritten: Callable[..., Path]) -> None:
+    model = checkpoints.load(checkpoint=rewritten(pose_prior=prior().to_json()))
     assert model.network.pose_prior == prior()
     assert Predictor(model.network, COCO.flip, 128, device="cpu").grouping.prior == prior()
     half = json.loads(prior().to_json())
     half = {"mean": half["mean"][:8], "covariance": half["covariance"][:16]}
     for text in ("nonsense", "[]", "{}", '{"mean": 1, "covariance": []}', json.dumps(half)):
         with pytest.raises(checkpoints.CheckpointError, match="pose prior"):
-            checkpoints.load(checkpoint=rewritten(tmp_path, text))
+            checkpoints.load(checkpoint=rewritten(pose_prior=text))
 
 
 def test_it_is_fitted_to_people_with_all_joints_and_their_mirror_images(tmp_path: Path) -> None:
