@@ -18,7 +18,8 @@ from inference.network import HigherHRNet
 from training.dataset import PERSON_MARGIN, Photo, grown, read_shards, split, trusted
 from training.evaluate import add_network_arguments, infer, load_network
 
-LOWEST, HIGHEST = 0.1, 0.4  # of the network's own values; what is higher is mostly somebody whom the labels lack
+LOWEST = 0.1  # of the network's own values
+HIGHEST = 0.4  # in photos with people, where what is higher is mostly somebody whom the labels lack
 MOST = 8  # alarms of a photo, the highest
 
 
@@ -30,7 +31,9 @@ def alarms(network: HigherHRNet, photo: Photo, input_size: int) -> list[list[flo
     for box in (*photo.record["ignore"], *[person["bbox"] for person in photo.record["persons"]]):
         x, y, w, h = np.array(grown(box, 0, PERSON_MARGIN)) * scale
         peaks[max(0, int(y)) : max(0, int(np.ceil(y + h))), max(0, int(x)) : max(0, int(np.ceil(x + w)))] = 0
-    rows, columns = np.nonzero((peaks > LOWEST) & (peaks < HIGHEST))
+    if photo.record["persons"]:
+        peaks[peaks > HIGHEST] = 0
+    rows, columns = np.nonzero(peaks > LOWEST)
     best = peaks[rows, columns].argsort()[::-1][:MOST]
     return [
         [

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader
 
 from inference.network import BasicBlock, Bottleneck, HigherHRNet, NetworkConfig
 from training.dataset import Batches, read_shards, split
-from training.evaluate import evaluate, held_out_subset, network_map
+from training.evaluate import evaluate, held_out_subset, mixed_precision, network_map
 from training.losses import halve_mask, heatmap_loss, normalise, place_loss, schedule, tag_loss
 
 
@@ -169,7 +169,7 @@ def learning_rate(progress: float, step: int, options: dict) -> float:
 def losses(network: Callable, batch: dict[str, Tensor], progress: float, options: dict) -> dict[str, Tensor]:
     """Forward pass and the losses by name; ``loss`` is what to minimise."""
     device = batch["image"].device
-    with torch.autocast(device.type, torch.bfloat16, enabled=options["bf16"]):
+    with mixed_precision(device, options["bf16"]):
         coarse, fine = network(normalise(batch["image"]))
     coarse, fine = coarse.float(), fine.float()
     joints = fine.shape[1]

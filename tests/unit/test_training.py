@@ -219,6 +219,8 @@ def test_mining_finds_what_lights_up_away_from_people(data: Path, monkeypatch: p
     maps[5, 28, 36] = 0.6  # so high that it is somebody without a label
     monkeypatch.setattr(mine, "infer", lambda *_: (maps, maps, 0.5))
     assert mine.alarms(HigherHRNet(NetworkConfig()), photo, 64) == [[73.0, 9.0, 0.3]]
+    photo.record["persons"].clear()  # nobody is there whom the labels could lack
+    assert [value for _, _, value in mine.alarms(HigherHRNet(NetworkConfig()), photo, 64)] == [0.6, 0.35, 0.3]
 
 
 def test_held_out_photos_do_not_depend_on_the_order_and_never_train(data: Path) -> None:
