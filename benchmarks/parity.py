@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from inference.enlarged import Enlarged, TagMap
 from inference.geometry import resized_wh, warp_for
-from inference.grouping import Enlarged, GroupingConfig, TagMap, group
+from inference.grouping import GroupingConfig, group
 from inference.joints import COCO
 from inference.network import HigherHRNet, NetworkConfig
 from inference.predictor import merge_stages

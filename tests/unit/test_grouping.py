@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from inference.grouping import Enlarged, GroupingConfig, TagMap, group
+from inference.enlarged import Enlarged, TagMap
+from inference.grouping import GroupingConfig, group
 from inference.joints import COCO
 
 ORDER = COCO.grouping_order
