@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .calibration import Calibration
+from .context import ContextGate
 from .network import HigherHRNet, NetworkConfig, check_smoothing
 from .pose_prior import PosePrior
 
@@ -31,7 +32,7 @@ ENDINGS = (".pth.tar", ".safetensors", ".pth", ".pt")
 MAX_WIDTH = 256  # of a network that is still believed
 SETTLED_SECONDS = 2  # younger files may change again without a change of their time
 # keys in the metadata of what training/export.py writes
-CALIBRATION, SMOOTHING, POSE_PRIOR = "calibration", "smoothing", "pose_prior"
+CALIBRATION, SMOOTHING, CONTEXT_GATE, POSE_PRIOR = "calibration", "smoothing", "context_gate", "pose_prior"
 MADE_FROM = "made_from"  # key in the metadata of a converted file: SHA-256 of the file that it was made from
 EXACT = "exact"  # and whether its values are the same
 
@@ -164,6 +165,19 @@ def smoothing_of(file: CheckpointFile) -> float:
         return check_smoothing(float(file.metadata.get(SMOOTHING, "0")))
     except ValueError as error:
         raise CheckpointError(f"The smoothing in the metadata of {file.path} cannot be used: {error}") from error
+
+
+def context_gate_of(file: CheckpointFile, joints: int) -> ContextGate | None:
+    """The context gate in the metadata of a safetensors file, for so many joints; None where there is none."""
+    if CONTEXT_GATE not in file.metadata:
+        return None
+    try:
+        gate = ContextGate.from_json(file.metadata[CONTEXT_GATE])
+        if len(gate.weights) != joints:
+            raise ValueError(f"it has {len(gate.weights)} weights, the network {joints} joints.")
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"The context gate in the metadata of {file.path} cannot be used: {error}") from error
+    return gate
 
 
 def pose_prior_of(file: CheckpointFile, joints: int) -> PosePrior | None:

@@ -21,6 +21,7 @@ from .checkpoint_files import (
     CheckpointError,
     calibration_of,
     config_for,
+    context_gate_of,
     describe,
     joints_path,
     pose_prior_of,
@@ -200,6 +201,7 @@ def load(name: str = DEFAULT_MODEL, checkpoint: str | Path | None = None) -> Loa
     config = config_for(file, len(entry.joint_set), entry.network, name)
     network = HigherHRNet(config)
     network.calibration, network.smoothing = calibration_of(file), smoothing_of(file)
+    network.context_gate = context_gate_of(file, config.joints)
     network.pose_prior = pose_prior_of(file, config.joints)
     state = {name: tensor.float() for name, tensor in file.state.items() if "num_batches_tracked" not in name}
     network.load_state_dict(state, strict=False)  # only the counters are missing

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .calibration import Calibration
+from .context import ContextGate
 from .pose_prior import PosePrior
 
 LEAST_SMOOTHING, MOST_SMOOTHING = 0.1, 8  # input pixels; three times as much must be less than the smallest maps' sides
@@ -179,8 +180,9 @@ class HigherHRNet(nn.Module):
         config: the sizes
 
     ``calibration`` says what the values mean that these weights give. ``smoothing`` is the deviation, in pixels of the
-    images, of a Gaussian that both results are convolved with. ``pose_prior`` helps to group the joints that they show.
-    They are the identity, 0 and None, as published, unless who loads the weights sets them.
+    images, of a Gaussian that both results are convolved with. ``context_gate`` dims heatmaps where no body is, before
+    the calibration. ``pose_prior`` helps to group the joints that they show. They are the identity, 0 and None, as
+    published, unless who loads the weights sets them. Only the smoothing is applied here, the rest by who uses this.
 
     Call with images (B, 3, H, W), float, RGB, normalised by the ImageNet mean and deviation, H and W multiples
     of 32. Returns ``[(B, K + tags, H/4, W/4), (B, K, H/2, W/2)]``: heatmaps (about 0 to 1, unbounded) then tags,
@@ -192,6 +194,7 @@ class HigherHRNet(nn.Module):
         self.config = config
         self.calibration = Calibration()
         self.smoothing = 0.0
+        self.context_gate: ContextGate | None = None
         self.pose_prior: PosePrior | None = None
         widths = [config.width * 2**branch for branch in range(4)]
 

@@ -57,7 +57,8 @@ class Prediction:
     """What the network sees in a batch of B images, in the frame of the base input (H, W).
 
     Attributes:
-        heatmaps: (B, K, H/2, W/2) float32, mean over stages, flips and scales, calibrated: the ``network`` map
+        heatmaps: (B, K, H/2, W/2) float32, mean over stages, flips and scales, gated and calibrated: the ``network``
+            map
         enlarged: (B, K, H, W) float32, the published aggregate; None where it is just ``heatmaps`` enlarged x 2 (a
             single scale)
         tags: (B, T, H/2, W/2, D) float32; T = K or 1, D = 2 with flip test, else 1
@@ -103,7 +104,7 @@ class Predictor:
         self.device = choose_device(device)
         self.precision = precision or best_precision(self.device)
         self.network = for_inference(network, self.precision).to(self.device)
-        self.calibration = network.calibration
+        self.context_gate, self.calibration = network.context_gate, network.calibration
         threshold = self.calibration.apply(torch.tensor([DETECTION_THRESHOLD])).item()
         self.grouping = GroupingConfig(detection_threshold=threshold, prior=network.pose_prior)
         self._flip = torch.tensor(list(flip), device=self.device)
@@ -127,8 +128,14 @@ class Predictor:
             raise ValueError("The images of a batch must have network inputs of one shape.")
         width, height = batch[0].warp.input_wh
         merged = merge_scales(partial(self._at_scale, batch), len(self.scales), self.base, (height, width))
-        enlarged = None if merged.enlarged is None else self.calibration.apply(merged.enlarged)
-        return Prediction(self.calibration.apply(merged.heatmaps), enlarged, merged.tags)
+        heatmaps, enlarged = merged.heatmaps, merged.enlarged
+        if self.context_gate:
+            factors = self.context_gate.factors(heatmaps)
+            heatmaps = heatmaps * factors
+            if enlarged is not None:
+                enlarged = enlarged * F.interpolate(factors, size=enlarged.shape[2:], mode="bilinear")
+        enlarged = None if enlarged is None else self.calibration.apply(enlarged)
+        return Prediction(self.calibration.apply(heatmaps), enlarged, merged.tags)
 
     def _at_scale(self, batch: Sequence[PreparedImage], index: int) -> tuple[Tensor, Tensor]:
         images = self.upload([image.inputs[index] for image in batch])

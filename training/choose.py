@@ -1,7 +1,7 @@
 """Held-out accuracy of weights against their time and size: what the bundled network and its input size are chosen by.
 
 `python -m training.choose --data DIR --weights A.safetensors B.safetensors --input-size 256 384 --plot choices.png`
-With `--smoothing 0 4` for other smoothings than the files', each with a calibration of its own.
+With `--smoothing 0 4` for other smoothings than the files', each with a gate and a calibration of its own.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from inference.predictor import Predictor
 from inference.settings import Settings
 from training.calibrate import fit
 from training.card import table
+from training.context import fit_context_gate
 from training.dataset import HELD_OUT, Photo, read_shards, split
 from training.evaluate import SEGMENT, evaluate, original_scale
 
@@ -96,7 +97,8 @@ def measure(weights: Path, input_size: int, smoothing: float | None, held: list[
     """One choice: its name and figures. Smoothing None is that of the file."""
     model = checkpoints.load(checkpoints.CUSTOM, weights)
     if smoothing is not None:
-        model.network.smoothing = check_smoothing(smoothing)
+        model.network.smoothing, model.network.context_gate = check_smoothing(smoothing), None
+        model.network.context_gate = fit_context_gate(model.network, held, input_size)
         model.network.calibration = fit(model.network, held, input_size)
     predictor = Predictor(model.network, JOINTS.flip, input_size)
     people = [photo for photo in held if photo.record["persons"]]

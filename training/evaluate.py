@@ -56,8 +56,8 @@ def mixed_precision(device: torch.device, wanted: bool = True) -> torch.autocast
 
 @torch.inference_mode()
 def infer(network: HigherHRNet, image: np.ndarray, input_size: int) -> tuple[Tensor, Tensor, float]:
-    """The network map (K, h, w) of the photo's part of the input, the tags (K, h', w') at half of that resolution
-    (not cut to the photo), and the map's pixels per photo pixel."""
+    """Of the photo's part of the input the network map (K, h, w), gated where there is a gate; the tags (K, h', w') at
+    half of that resolution (not cut to the photo); and the map's pixels per photo pixel."""
     device = next(network.parameters()).device
     affine, canvas = whole_affine(image.shape[1], image.shape[0], input_size)
     batch = torch.from_numpy(warp(image, affine, canvas))[None].to(device)
@@ -66,7 +66,10 @@ def infer(network: HigherHRNet, image: np.ndarray, input_size: int) -> tuple[Ten
     scale = affine[0, 0] / 2
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     tags = outputs[0][0, outputs[1].shape[1] :].float()
-    return network_map(outputs)[0, :, :height, :width].cpu(), tags.cpu(), scale
+    maps = network_map(outputs)
+    if network.context_gate:
+        maps = maps * network.context_gate.factors(maps)
+    return maps[0, :, :height, :width].cpu(), tags.cpu(), scale
 
 
 def original_scale(record: dict) -> float:

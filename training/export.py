@@ -1,9 +1,9 @@
 """Write a run's weights as a bundled model: `python -m training.export --data DIR --run runs/lite`.
 
-Writes `<assets>/<name>.safetensors` (fp16, the exponential moving average, with their smoothing, a calibration
-fitted on the held-out photos of `--data`, and a pose prior fitted on its training photos) and `<assets>/<name>.json`,
-which says what the weights are. Both are written under a temporary name and renamed, so that a reader never sees half a
-file.
+Writes `<assets>/<name>.safetensors` (fp16, the exponential moving average, with their smoothing, a context gate and a
+calibration fitted on the held-out photos of `--data`, and a pose prior fitted on its training photos) and
+`<assets>/<name>.json`, which says what the weights are. Both are written under a temporary name and renamed, so that a
+reader never sees half a file.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from inference.calibration import Calibration
+from inference.context import ContextGate
 from inference.network import HigherHRNet, NetworkConfig, check_smoothing
 from inference.pose_prior import PosePrior
 from training.calibrate import fit
+from training.context import fit_context_gate
 from training.dataset import read_shards, split
 from training.evaluate import add_network_arguments, read_trained
 from training.poses import fit_pose_prior
@@ -50,6 +52,7 @@ def export(
     photos_seen: int,
     calibration: Calibration,
     smoothing: float = 0.0,
+    context_gate: ContextGate | None = None,
     pose_prior: PosePrior | None = None,
 ) -> dict:
     """Write weights and their description.
@@ -61,8 +64,9 @@ def export(
         name: of the model, also the files' stem
         input_size: short side in pixels at which the network is to be used
         photos_seen: training photos behind these weights, start included
-        calibration: of their values
+        calibration: of their values, as smoothing and gate leave them
         smoothing: of maps and tags, input pixels
+        context_gate: of their maps
         pose_prior: for their grouping
 
     Returns:
@@ -86,6 +90,8 @@ def export(
         "calibration": json.dumps(calibration.knots),
         "smoothing": str(check_smoothing(smoothing)),
     }
+    if context_gate:
+        metadata["context_gate"] = context_gate.to_json()
     if pose_prior:
         metadata["pose_prior"] = pose_prior.to_json()
     data = save(weights, metadata)
@@ -147,6 +153,7 @@ def main() -> None:
     network.load_state_dict({k: v.half().float() for k, v in state.items()}, strict=False)
     network.smoothing = check_smoothing(arguments.smoothing)
     training_photos, held = split(read_shards(arguments.data), **trained.held_out)
+    network.context_gate = fit_context_gate(network, held, arguments.input_size)
     calibration = fit(network, held, arguments.input_size)
     about = export(
         state,
@@ -157,6 +164,7 @@ def main() -> None:
         photos,
         calibration,
         arguments.smoothing,
+        network.context_gate,
         fit_pose_prior(training_photos),
     )
     print(json.dumps({**about, "calibration": calibration.knots}, indent=2))
