@@ -57,8 +57,8 @@ class ContextGate:
 
     def factors(self, maps: Tensor) -> Tensor:
         """What to multiply heatmaps (B, K, h, w) by: (B, 1, h, w) float32, 0 to 1."""
-        logits = torch.einsum("bkyx,k->byx", evidence(maps, self.reach), torch.tensor(self.weights).to(maps.device))
-        factors = F.interpolate(torch.sigmoid(logits + self.bias)[:, None], scale_factor=CELL, mode="bilinear")
+        logits = evidence(maps, self.reach) @ torch.tensor(self.weights, device=maps.device) + self.bias
+        factors = F.interpolate(torch.sigmoid(logits)[:, None], scale_factor=CELL, mode="bilinear")
         return factors[:, :, : maps.shape[2], : maps.shape[3]]
 
 
@@ -70,7 +70,8 @@ def evidence(maps: Tensor, reach: int) -> Tensor:
         reach: cells
 
     Returns:
-        (B, K, ceil(h / 8), ceil(w / 8)) float32, highest first, at least 0
+        (B, ceil(h / 8), ceil(w / 8), K) float32, highest first, at least 0
     """
-    cells = F.max_pool2d(maps.float().clamp(min=0), CELL, ceil_mode=True)
-    return F.max_pool2d(cells, 2 * reach + 1, 1, reach).sort(dim=1, descending=True).values
+    cells = F.max_pool2d(maps.float(), CELL, ceil_mode=True).clamp(min=0)
+    near = F.max_pool2d(cells, 2 * reach + 1, 1, reach)
+    return near.permute(0, 2, 3, 1).sort(dim=3, descending=True).values

@@ -38,7 +38,7 @@ def fit(network: HigherHRNet, photos: Iterable[Photo], input_size: int) -> Calib
     for photo in photos:
         maps, _, scale = infer(network, photo.image(), input_size)
         judged += list(judged_peaks(maps, scale, photo.record))
-    values, hits = (np.array(column, float) for column in zip(*judged, strict=True))
+    values, hits = np.array(judged, float).reshape(-1, 2).T
     return fit_curve(values, hits)
 
 

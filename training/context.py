@@ -68,7 +68,8 @@ def peaks(maps: Tensor, tags: Tensor, scale: float) -> tuple[Array, NDArray[np.i
     """
     is_peak = (maps == functional.max_pool2d(maps, 3, 1, 1)) & (maps > LOWEST)
     joints, rows, columns = torch.nonzero(is_peak, as_tuple=True)
-    fine = functional.interpolate(evidence(maps[None], REACH), scale_factor=CELL, mode="bilinear")[0]
+    around = evidence(maps[None], REACH).permute(0, 3, 1, 2)
+    fine = functional.interpolate(around, scale_factor=CELL, mode="bilinear")[0]
     places = torch.stack([columns, rows], dim=1).numpy()
     return fine[:, rows, columns].T.numpy(), joints.numpy(), (places + 0.5) / scale
 

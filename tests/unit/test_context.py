@@ -28,13 +28,13 @@ def test_evidence_is_the_highest_value_of_each_joint_nearby() -> None:
     maps = torch.full((1, 3, 40, 52), -0.1)
     maps[0, 0, 3, 3] = 0.9
     maps[0, 2, 20, 25] = 0.4
-    found = evidence(maps, 1)[0]
+    found = evidence(maps, 1)[0].permute(2, 0, 1)
     assert found.shape == (3, 5, 7), "cells that the map fills only partly count"
     assert found[:, 0, 0].tolist() == pytest.approx([0.9, 0, 0])
     assert found[:, 1, 1].tolist() == pytest.approx([0.9, 0, 0])
     assert found[:, 1, 2].tolist() == pytest.approx([0.4, 0, 0]), "two cells away from the first"
     maps[0, 1, 20, 25] = 0.6
-    assert evidence(maps, 1)[0, :, 2, 3].tolist() == pytest.approx([0.6, 0.4, 0]), "the highest first, whosever"
+    assert evidence(maps, 1)[0, 2, 3].tolist() == pytest.approx([0.6, 0.4, 0]), "the highest first, whosever"
 
 
 def test_a_joint_among_others_stays_and_a_lonely_one_is_dimmed() -> None:
