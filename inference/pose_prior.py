@@ -125,7 +125,8 @@ class PosePrior:
             values: (P, K) heatmap values, 0 = absent
 
         Returns:
-            as of :meth:`fit`, and which joints fit, (P, K): none of a person of whom fewer than four do
+            as of :meth:`fit`, but sizes of at least 2, and which joints fit, (P, K): none of a person of whom fewer
+            than four do
         """
         trust = np.clip(values, 0, 1)
         weights = trust
@@ -141,4 +142,4 @@ class PosePrior:
         known &= fits.sum(axis=1) >= FEWEST
         fits &= known[:, None]
         expected[known], sizes[known] = self.fit(places[known], (trust * fits)[known])
-        return expected, sizes, fits
+        return expected, np.maximum(sizes, SMALLEST), fits

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from inference import checkpoints
 from inference.grouping import GroupingConfig, group
 from inference.joints import COCO
-from inference.pose_prior import PosePrior
+from inference.pose_prior import SMALLEST, PosePrior
 from inference.predictor import Predictor
 from training.dataset import Photo
 from training.poses import fit_pose_prior
@@ -70,6 +70,16 @@ def test_joints_of_somebody_else_do_not_fit_and_few_joints_are_no_pose() -> None
     assert np.abs(expected[0] - person(50, 40)).max() < 2
     assert fits.sum(axis=1).tolist() == [15, 4, 0]
     assert [len(part) for part in prior().fit_robustly(people[:0], values[:0])] == [0, 0, 0]
+
+
+def test_people_whose_joints_lie_in_one_place_have_a_size_to_divide_by() -> None:
+    places, values = np.full((1, 17, 2), (50.0, 40.0)), np.zeros((1, 17))
+    places[0, [10, 7]] = (107, -39), (94, 63)  # where the size comes from, until they turn out not to fit
+    values[0, [4, 5, 6, 8, 9, 11]], values[0, [10, 7]] = 0.5, 0.2
+    expected, sizes, fits = prior().fit_robustly(places, values)
+    assert np.flatnonzero(fits[0]).tolist() == [4, 5, 6, 8]
+    assert sizes == [SMALLEST]
+    assert np.isfinite(expected).all()
 
 
 def test_people_with_alike_tags_are_told_apart_by_their_poses() -> None:
