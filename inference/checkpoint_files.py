@@ -11,11 +11,11 @@ import pickle
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from .context import ContextGate
 from .network import HigherHRNet, NetworkConfig, check_smoothing
 from .pose_prior import PosePrior
 
+Parsed = TypeVar("Parsed")
 ENDINGS = (".pth.tar", ".safetensors", ".pth", ".pt")
 MAX_WIDTH = 256  # of a network that is still believed
 SETTLED_SECONDS = 2  # younger files may change again without a change of their time
@@ -152,45 +153,51 @@ def config_for(file: CheckpointFile, joints: int, expected: NetworkConfig | None
 
 def calibration_of(file: CheckpointFile) -> Calibration:
     """The calibration in the metadata of a safetensors file; it is part of what the file's hash covers."""
-    knots = file.metadata.get(CALIBRATION, "[]")
-    try:
-        return Calibration(tuple((float(value), float(calibrated)) for value, calibrated in json.loads(knots)))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"The calibration in the metadata of {file.path} cannot be used: {error}") from error
+
+    def parse(text: str) -> Calibration:
+        return Calibration(tuple((float(value), float(calibrated)) for value, calibrated in json.loads(text)))
+
+    return _entry(file, CALIBRATION, parse) or Calibration()
 
 
 def smoothing_of(file: CheckpointFile) -> float:
     """The smoothing in the metadata of a safetensors file, input pixels; 0 where there is none."""
-    try:
-        return check_smoothing(float(file.metadata.get(SMOOTHING, "0")))
-    except ValueError as error:
-        raise CheckpointError(f"The smoothing in the metadata of {file.path} cannot be used: {error}") from error
+    return _entry(file, SMOOTHING, lambda text: check_smoothing(float(text))) or 0.0
 
 
 def context_gate_of(file: CheckpointFile, joints: int) -> ContextGate | None:
     """The context gate in the metadata of a safetensors file, for so many joints; None where there is none."""
-    if CONTEXT_GATE not in file.metadata:
-        return None
-    try:
-        gate = ContextGate.from_json(file.metadata[CONTEXT_GATE])
+
+    def parse(text: str) -> ContextGate:
+        gate = ContextGate.from_json(text)
         if len(gate.weights) != joints:
             raise ValueError(f"it has {len(gate.weights)} weights, the network {joints} joints.")
-    except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"The context gate in the metadata of {file.path} cannot be used: {error}") from error
-    return gate
+        return gate
+
+    return _entry(file, CONTEXT_GATE, parse)
 
 
 def pose_prior_of(file: CheckpointFile, joints: int) -> PosePrior | None:
     """The pose prior in the metadata of a safetensors file, of so many joints; None where there is none."""
-    if POSE_PRIOR not in file.metadata:
-        return None
-    try:
-        prior = PosePrior.from_json(file.metadata[POSE_PRIOR])
+
+    def parse(text: str) -> PosePrior:
+        prior = PosePrior.from_json(text)
         if len(prior.mean) != joints:
             raise ValueError(f"it has {len(prior.mean)} joints, the network {joints}.")
+        return prior
+
+    return _entry(file, POSE_PRIOR, parse)
+
+
+def _entry(file: CheckpointFile, key: str, parse: Callable[[str], Parsed]) -> Parsed | None:
+    """What is parsed from an entry of the file's metadata; None where there is none."""
+    if key not in file.metadata:
+        return None
+    try:
+        return parse(file.metadata[key])
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"The pose prior in the metadata of {file.path} cannot be used: {error}") from error
-    return prior
+        what = key.replace("_", " ")
+        raise CheckpointError(f"The {what} in the metadata of {file.path} cannot be used: {error}") from error
 
 
 def _misfits(state: dict[str, Tensor], config: NetworkConfig) -> list[str]:
