@@ -27,6 +27,7 @@ from .calibration import Calibration
 from .context import ContextGate
 from .network import HigherHRNet, NetworkConfig, check_smoothing
 from .pose_prior import PosePrior
+from .pose_refiner import PoseRefiner
 
 Parsed = TypeVar("Parsed")
 ENDINGS = (".pth.tar", ".safetensors", ".pth", ".pt")
@@ -34,6 +35,7 @@ MAX_WIDTH = 256  # of a network that is still believed
 SETTLED_SECONDS = 2  # younger files may change again without a change of their time
 # keys in the metadata of what training/export.py writes
 CALIBRATION, SMOOTHING, CONTEXT_GATE, POSE_PRIOR = "calibration", "smoothing", "context_gate", "pose_prior"
+POSE_REFINER = "pose_refiner."  # with which the names of its tensors begin
 MADE_FROM = "made_from"  # key in the metadata of a converted file: SHA-256 of the file that it was made from
 EXACT = "exact"  # and whether its values are the same
 
@@ -50,11 +52,13 @@ class CheckpointFile:
         path: of the file
         state: its tensors by the authors' parameter names; without SWAHR's scale layers, which only training needs
         metadata: of a safetensors file
+        pose_refiner: tensors of a pose refiner by its own names; empty where there is none
     """
 
     path: Path
     state: dict[str, Tensor]
     metadata: dict[str, str]
+    pose_refiner: dict[str, Tensor]
 
 
 def read(path: Path) -> CheckpointFile:
@@ -76,7 +80,9 @@ def read(path: Path) -> CheckpointFile:
     # module. = data parallel, 1. = the authors' half-precision wrapper, the others = OpenMMLab
     prefixes = re.compile(r"^(module\.|1\.|backbone\.|keypoint_head\.)+")
     state = {prefixes.sub("", name): tensor for name, tensor in tensors.items()}
-    return CheckpointFile(path, {name: t for name, t in state.items() if "conv_scale" not in name}, metadata)
+    refiner = {k.removeprefix(POSE_REFINER): v for k, v in state.items() if k.startswith(POSE_REFINER)}
+    state = {k: v for k, v in state.items() if "conv_scale" not in k and not k.startswith(POSE_REFINER)}
+    return CheckpointFile(path, state, metadata, refiner)
 
 
 def describe(file: CheckpointFile) -> NetworkConfig:
@@ -189,6 +195,16 @@ def pose_prior_of(file: CheckpointFile, joints: int) -> PosePrior | None:
     return _entry(file, POSE_PRIOR, parse)
 
 
+def pose_refiner_of(file: CheckpointFile, joints: int) -> PoseRefiner | None:
+    """The pose refiner among the tensors of a safetensors file, for so many joints; None where there is none."""
+    if not file.pose_refiner:
+        return None
+    try:
+        return PoseRefiner.from_state(file.pose_refiner, joints)
+    except RuntimeError as error:
+        raise CheckpointError(f"The pose refiner in {file.path} cannot be used: {error}") from error
+
+
 def _entry(file: CheckpointFile, key: str, parse: Callable[[str], Parsed]) -> Parsed | None:
     """What is parsed from an entry of the file's metadata; None where there is none."""
     if key not in file.metadata:
@@ -229,15 +245,17 @@ def write(path: Path, file: CheckpointFile, half: bool, metadata: dict[str, str]
     Raises:
         OSError: if the file cannot be written
     """
+    tensors = {**file.state, **{POSE_REFINER + name: tensor for name, tensor in file.pose_refiner.items()}}
     state = {
         name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous().clone()
-        for name, tensor in file.state.items()
+        for name, tensor in tensors.items()
         if "num_batches_tracked" not in name
     }
-    exact = all(tensor.dtype == file.state[name].dtype for name, tensor in state.items())
+    exact = all(tensor.dtype == tensors[name].dtype for name, tensor in state.items())
     partial = path.with_name(f"{path.name}.partial")
     made = {MADE_FROM: file_sha256(file.path), EXACT: str(exact).lower()}
-    made |= {key: file.metadata[key] for key in (CALIBRATION, SMOOTHING, POSE_PRIOR) if key in file.metadata}
+    kept = (CALIBRATION, SMOOTHING, CONTEXT_GATE, POSE_PRIOR)
+    made |= {key: file.metadata[key] for key in kept if key in file.metadata}
     partial.write_bytes(save(state, {"format": "pt", **metadata, **made}))  # save_file() would keep others from reading
     partial.replace(path)
     return exact

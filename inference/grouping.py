@@ -20,6 +20,7 @@ from scipy.optimize import linear_sum_assignment
 
 from .enlarged import BLOCK, Array, Enlarged, Indices, TagMap
 from .pose_prior import REACH, PosePrior
+from .pose_refiner import PoseRefiner
 
 REGROUPINGS = 3
 NEARBY = np.stack(np.meshgrid(*2 * [np.linspace(-1, 1, 21)]), axis=-1).reshape(-1, 2)
@@ -32,7 +33,7 @@ class GroupingConfig:
     """Settings of the grouping; the defaults are the published ones.
 
     Attributes:
-        detection_threshold: heatmap value above which a peak is a candidate
+        detection_threshold: the network's own value above which a peak is a candidate
         tag_threshold: largest distance between a candidate's tag and a person's mean tag
         max_people: at most this many candidates per joint, and people
         window: a peak is the maximum of a window x window neighbourhood
@@ -40,6 +41,7 @@ class GroupingConfig:
         refine: look for the joints that a person lacks
         min_score: groups with a lower score are left out, before their joints are looked for
         prior: how a person's joints lie to each other; None = only tags decide, as published
+        refiner: moves the joints of people whose pose is known by the prior; None = they stay at their maps' peaks
     """
 
     detection_threshold: float = DETECTION_THRESHOLD
@@ -50,6 +52,7 @@ class GroupingConfig:
     refine: bool = True
     min_score: float = 0.0
     prior: PosePrior | None = None
+    refiner: PoseRefiner | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def group(
     order: tuple[int, ...],
     config: GroupingConfig | None = None,
     shape: tuple[int, int] | None = None,
+    own: Array | None = None,
 ) -> People:
     """Group the peaks of the heatmaps into people.
 
@@ -85,6 +89,8 @@ def group(
         order: the joints in the order of matching
         config: settings
         shape: (H, W) to enlarge the heatmaps to; people's joints are in pixels there. None = the heatmaps' own
+        own: the network's own values, where gate or calibration made other heatmaps of them: people are found in these,
+            but have the values and scores that the heatmaps give them. None = the heatmaps are those
 
     Returns:
         the people, in the order in which they were found
@@ -94,9 +100,12 @@ def group(
     """
     config = config or GroupingConfig()
     shape = shape or (heatmaps.shape[1], heatmaps.shape[2])
-    if heatmaps.max() <= config.detection_threshold:  # nobody there: the usual case in many datasets
+    own = heatmaps if own is None else own
+    # nobody there: the usual case in many datasets; no score is above the highest value
+    if own.max() <= config.detection_threshold or heatmaps.max() < config.min_score:
         return People(*(np.zeros((0, *rest), np.float32) for rest in ((len(heatmaps), 3), (len(heatmaps),), ())))
-    maps, tag_map = Enlarged(heatmaps, shape), TagMap(tags, shape)
+    shown = Enlarged(heatmaps, shape)
+    maps, tag_map = shown if own is heatmaps else Enlarged(own, shape), TagMap(tags, shape)
     candidates = _peaks(maps, tag_map, config)
     people = _match(candidates, order, config)
     if config.prior:
@@ -106,14 +115,30 @@ def group(
         found, joints = np.nonzero(people[:, :, 2] > 0)
         xs, ys = people[found, joints, :2].astype(np.intp).T
         people[found, joints, :2] = _quarter(maps, joints, ys, xs)
-    scores = people[:, :, 2].mean(axis=1)
+    scores = (people[:, :, 2] if shown is maps else _values(people, shown)).mean(axis=1)
     people, scores = people[scores >= config.min_score], scores[scores >= config.min_score]
     first_tags = people[:, :, 3].copy()
     if config.refine and len(people):
         if config.prior:
             _look_near(people, maps, tag_map, config.prior)
         _refine(people, maps, tag_map)
+        if config.prior and config.refiner:
+            judged, places, _ = config.refiner.places(own, tags, people[:, :, :3], shape, config.prior)
+            people[judged, :, :2], people[judged, :, 2] = places, np.inf  # the value follows
+    if shown is not maps or config.refiner:
+        people[:, :, 2] = _values(people, shown)
     return People(people[:, :, :3], first_tags, scores)
+
+
+def _values(people: Array, maps: Enlarged) -> Array:
+    """The maps' values (P, K) at the joints of people; 0 where they lack one, outside, and where the maps are below."""
+    values = np.zeros(people.shape[:2], np.float32)
+    height, width = maps.shape
+    inside = (people[:, :, :2] >= 0).all(axis=2) & (people[:, :, 0] < width) & (people[:, :, 1] < height)
+    found, joints = np.nonzero((people[:, :, 2] > 0) & inside)
+    xs, ys = people[found, joints, :2].astype(np.intp).T
+    values[found, joints] = np.maximum(maps.at(joints, ys, xs), 0)
+    return values
 
 
 def _within(positions: Indices, size: int) -> Indices:

@@ -40,6 +40,7 @@ class Seen:
         heatmaps: (K, h/2, w/2) float32, for grouping, with
         tags: (T, h/2, w/2, D) float32; both None where people are not asked for
         enlarged: (K, h, w) float32, where it is not just the heatmaps enlarged
+        own: like ``enlarged`` or else ``heatmaps``: the network's own values, where these are others
         grouping: how these weights' maps are grouped
     """
 
@@ -48,6 +49,7 @@ class Seen:
     heatmaps: NDArray[np.float32] | None = None
     tags: NDArray[np.float32] | None = None
     enlarged: NDArray[np.float32] | None = None
+    own: NDArray[np.float32] | None = None
     grouping: GroupingConfig = field(default_factory=GroupingConfig)
 
 
@@ -63,8 +65,13 @@ def see(predictor: Predictor, settings: Settings, images: Sequence[PreparedImage
     if not settings.keypoints:
         return [Seen(warp, image_maps) for warp, image_maps in zip(warps, maps, strict=True)]
     heatmaps, tags = prediction.heatmaps.cpu().numpy(), prediction.tags.cpu().numpy()
-    enlarged = [None] * len(maps) if prediction.enlarged is None else prediction.enlarged.cpu().numpy()
-    return [Seen(*parts, predictor.grouping) for parts in zip(warps, maps, heatmaps, tags, enlarged, strict=True)]
+    enlarged, own = (
+        [None] * len(maps) if some is None else some.cpu().numpy() for some in (prediction.enlarged, prediction.own)
+    )
+    return [
+        Seen(warp, maps[i], heatmaps[i], tags[i], enlarged[i], own[i], predictor.grouping)
+        for i, warp in enumerate(warps)
+    ]
 
 
 def find_people(seen: Seen, order: tuple[int, ...], min_score: float = 0.0) -> People:
@@ -73,7 +80,7 @@ def find_people(seen: Seen, order: tuple[int, ...], min_score: float = 0.0) -> P
     assert seen.tags is not None
     shape = (2 * seen.heatmaps.shape[1], 2 * seen.heatmaps.shape[2])
     heatmaps = seen.heatmaps if seen.enlarged is None else seen.enlarged
-    return group(heatmaps, seen.tags, order, replace(seen.grouping, min_score=min_score), shape)
+    return group(heatmaps, seen.tags, order, replace(seen.grouping, min_score=min_score), shape, seen.own)
 
 
 class Labeller:

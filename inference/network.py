@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from .calibration import Calibration
 from .context import ContextGate
 from .pose_prior import PosePrior
+
+if TYPE_CHECKING:
+    from .pose_refiner import PoseRefiner
 
 LEAST_SMOOTHING, MOST_SMOOTHING = 0.1, 8  # input pixels; three times as much must be less than the smallest maps' sides
 
@@ -181,8 +185,9 @@ class HigherHRNet(nn.Module):
 
     ``calibration`` says what the values mean that these weights give. ``smoothing`` is the deviation, in pixels of the
     images, of a Gaussian that both results are convolved with. ``context_gate`` dims heatmaps where no body is, before
-    the calibration. ``pose_prior`` helps to group the joints that they show. They are the identity, 0 and None, as
-    published, unless who loads the weights sets them. Only the smoothing is applied here, the rest by who uses this.
+    the calibration. ``pose_prior`` and ``pose_refiner`` help to make people of the joints that they show. They are the
+    identity, 0 and None, as published, unless who loads the weights sets them. Only the smoothing is applied here, the
+    rest by who uses this.
 
     Call with images (B, 3, H, W), float, RGB, normalised by the ImageNet mean and deviation, H and W multiples
     of 32. Returns ``[(B, K + tags, H/4, W/4), (B, K, H/2, W/2)]``: heatmaps (about 0 to 1, unbounded) then tags,
@@ -196,6 +201,7 @@ class HigherHRNet(nn.Module):
         self.smoothing = 0.0
         self.context_gate: ContextGate | None = None
         self.pose_prior: PosePrior | None = None
+        self.pose_refiner: PoseRefiner | None = None
         widths = [config.width * 2**branch for branch in range(4)]
 
         self.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)

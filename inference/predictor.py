@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .geometry import Warp, warp_for
-from .grouping import DETECTION_THRESHOLD, GroupingConfig
+from .grouping import GroupingConfig
 from .network import HigherHRNet
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB, for values 0 to 1
@@ -62,11 +62,14 @@ class Prediction:
         enlarged: (B, K, H, W) float32, the published aggregate; None where it is just ``heatmaps`` enlarged x 2 (a
             single scale)
         tags: (B, T, H/2, W/2, D) float32; T = K or 1, D = 2 with flip test, else 1
+        own: the network's own values, neither gated nor calibrated, as large as ``enlarged`` or else as ``heatmaps``;
+            None where these are the same
     """
 
     heatmaps: Tensor
     enlarged: Tensor | None
     tags: Tensor
+    own: Tensor | None = None
 
 
 class Predictor:
@@ -81,8 +84,7 @@ class Predictor:
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``; None = the best there is
         precision: None = bfloat16 where the hardware computes with it, else float32
 
-    ``grouping`` has the published detection threshold, 0.1 of the network's own values, as the calibration rescales it,
-    and the pose prior of the weights.
+    ``grouping`` has the pose prior and the pose refiner of the weights.
     """
 
     def __init__(
@@ -105,8 +107,7 @@ class Predictor:
         self.precision = precision or best_precision(self.device)
         self.network = for_inference(network, self.precision).to(self.device)
         self.context_gate, self.calibration = network.context_gate, network.calibration
-        threshold = self.calibration.apply(torch.tensor([DETECTION_THRESHOLD])).item()
-        self.grouping = GroupingConfig(detection_threshold=threshold, prior=network.pose_prior)
+        self.grouping = GroupingConfig(prior=network.pose_prior, refiner=network.pose_refiner)
         self._flip = torch.tensor(list(flip), device=self.device)
         self._mean = torch.tensor(MEAN, device=self.device).view(1, 3, 1, 1) * 255
         self._deviation = torch.tensor(DEVIATION, device=self.device).view(1, 3, 1, 1) * 255
@@ -129,13 +130,14 @@ class Predictor:
         width, height = batch[0].warp.input_wh
         merged = merge_scales(partial(self._at_scale, batch), len(self.scales), self.base, (height, width))
         heatmaps, enlarged = merged.heatmaps, merged.enlarged
+        own = (heatmaps if enlarged is None else enlarged) if self.context_gate or self.calibration.knots else None
         if self.context_gate:
             factors = self.context_gate.factors(heatmaps)
             heatmaps = heatmaps * factors
             if enlarged is not None:
                 enlarged = enlarged * F.interpolate(factors, size=enlarged.shape[2:], mode="bilinear")
         enlarged = None if enlarged is None else self.calibration.apply(enlarged)
-        return Prediction(self.calibration.apply(heatmaps), enlarged, merged.tags)
+        return Prediction(self.calibration.apply(heatmaps), enlarged, merged.tags, own)
 
     def _at_scale(self, batch: Sequence[PreparedImage], index: int) -> tuple[Tensor, Tensor]:
         images = self.upload([image.inputs[index] for image in batch])

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
+from inference.checkpoint_files import read
 from inference.network import HigherHRNet, NetworkConfig
 from inference.predictor import best_precision
 from training.dataset import HELD_OUT, Photo, labelled, read_shards, split, warp, whole_affine
@@ -228,7 +228,7 @@ def read_trained(run: Path | None, weights: Path | None) -> Trained:
     assert weights
     with safe_open(weights, "pt") as file:
         config = NetworkConfig.from_dict(json.loads(file.metadata()["config"]))
-    return Trained(config, load_file(weights), HELD_OUT)
+    return Trained(config, read(weights).state, HELD_OUT)
 
 
 def load_network(run: Path | None, weights: Path | None) -> tuple[HigherHRNet, dict[str, int]]:

@@ -1,7 +1,8 @@
 """Write a run's weights as a bundled model: `python -m training.export --data DIR --run runs/lite`.
 
 Writes `<assets>/<name>.safetensors` (fp16, the exponential moving average, with their smoothing, a context gate and a
-calibration fitted on the held-out photos of `--data`, and a pose prior fitted on its training photos) and
+calibration fitted on the held-out photos of `--data`, a pose prior fitted on its training photos, and a pose refiner if
+there is one) and
 `<assets>/<name>.json`, which says what the weights are. Both are written under a temporary name and renamed, so that a
 reader never sees half a file.
 """
@@ -13,6 +14,7 @@ import datetime
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -20,6 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from inference.calibration import Calibration
+from inference.checkpoint_files import POSE_REFINER, read
 from inference.context import ContextGate
 from inference.network import HigherHRNet, NetworkConfig, check_smoothing
 from inference.pose_prior import PosePrior
@@ -54,6 +57,7 @@ def export(
     smoothing: float = 0.0,
     context_gate: ContextGate | None = None,
     pose_prior: PosePrior | None = None,
+    pose_refiner: Mapping[str, Tensor] | None = None,
 ) -> dict:
     """Write weights and their description.
 
@@ -68,6 +72,7 @@ def export(
         smoothing: of maps and tags, input pixels
         context_gate: of their maps
         pose_prior: for their grouping
+        pose_refiner: parameters and buffers of the refiner of the people that it makes
 
     Returns:
         what was written to the JSON file
@@ -82,6 +87,8 @@ def export(
             f"The weights do not fit the network: {sorted(weights.keys() ^ wanted)[:3]} are in one of them only. "
             "Export with the configuration that the run was trained with."
         )
+    refiner = {POSE_REFINER + k: v.half().contiguous() for k, v in (pose_refiner or {}).items()}
+    weights |= {name: value for name, value in refiner.items() if not name.endswith("num_batches_tracked")}
     broken = [k for k, v in weights.items() if not torch.isfinite(v).all()]
     if broken:
         raise ValueError(f"{broken[0]} has values that fp16 cannot hold; the run diverged, export an earlier one.")
@@ -142,13 +149,14 @@ def main() -> None:
     parser.add_argument("--average", type=Path, help="a .safetensors file, such as the run's start, to average with")
     parser.add_argument("--share", type=float, default=0.6, help="of the run in that average (default: %(default)s)")
     parser.add_argument("--smoothing", type=float, default=0.0, help="deviation of a Gaussian, input pixels")
+    parser.add_argument("--pose-refiner", type=Path, help="what training.refine_poses wrote")
     parser.add_argument("--photos-seen", type=int, default=0, help="with --weights: training photos behind them")
     arguments = parser.parse_args()
     trained = read_trained(arguments.run, arguments.weights)
     config, state = trained.config, trained.state
     photos = arguments.photos_seen if trained.photos is None else trained.photos
     if arguments.average:
-        state = mean(state, load_file(arguments.average), arguments.share)
+        state = mean(state, read(arguments.average).state, arguments.share)
     network = HigherHRNet(config).eval()
     network.load_state_dict({k: v.half().float() for k, v in state.items()}, strict=False)
     network.smoothing = check_smoothing(arguments.smoothing)
@@ -166,6 +174,7 @@ def main() -> None:
         arguments.smoothing,
         network.context_gate,
         fit_pose_prior(training_photos),
+        load_file(arguments.pose_refiner) if arguments.pose_refiner else None,
     )
     print(json.dumps({**about, "calibration": calibration.knots}, indent=2))
 

@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import yaml
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from inference.checkpoint_files import read
 from inference.network import BasicBlock, Bottleneck, HigherHRNet, NetworkConfig
 from training.dataset import Batches, read_shards, split
 from training.evaluate import evaluate, held_out_subset, mixed_precision, network_map
@@ -44,7 +44,7 @@ def start_from(network: HigherHRNet, path: Path) -> None:
     Raises:
         ValueError: if the networks differ by more than that
     """
-    weights = {name: value.float() for name, value in load_file(path).items()}
+    weights = {name: value.float() for name, value in read(path).state.items()}
     new: dict[str, torch.nn.BatchNorm2d] = {}  # blocks that the file lacks: what comes before the shortcut is added
     for name, block in network.named_modules():
         if any(key.startswith(f"{name}.") for key in weights):

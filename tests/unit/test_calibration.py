@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 
 from inference import checkpoints
 from inference.calibration import Calibration
-from inference.labels import see
+from inference.labels import find_people, see
 from inference.network import MOST_SMOOTHING, smooth
 from inference.predictor import Predictor
 from inference.settings import Settings
@@ -50,14 +50,25 @@ def test_it_is_stored_with_the_weights_and_used_by_the_predictor(rewritten: Call
     assert torch.allclose(calibrated, Calibration(KNOTS).apply(plain), atol=1e-6)
 
 
-def test_the_published_detection_threshold_is_one_of_the_networks_own_values(rewritten: Callable[..., Path]) -> None:
-    for calibration, expected in (("[]", 0.1), (json.dumps(KNOTS), 0.05), ("[[0.05, 0.2], [0.15, 0.4]]", 0.3)):
+def test_people_are_found_in_the_networks_own_values_and_have_the_calibrated_ones(
+    rewritten: Callable[..., Path],
+) -> None:
+    found = []
+    for calibration in ("[]", json.dumps(KNOTS)):
         model = checkpoints.load(checkpoint=rewritten(calibration=calibration))
-        predictor = Predictor(model.network, model.entry.joint_set.flip, 128, device="cpu")
-        assert predictor.grouping.detection_threshold == pytest.approx(expected)
+        model.network.context_gate = None
+        predictor = Predictor(model.network, model.entry.joint_set.flip, 128, device="cpu", precision=torch.float32)
+        assert predictor.grouping.detection_threshold == 0.1
         settings = Settings(keypoints=True)
         (seen,) = see(predictor, settings, [predictor.prepare(skimage.data.astronaut())], joints=False)
-        assert seen.grouping == predictor.grouping
+        assert seen.grouping is predictor.grouping
+        found.append(find_people(seen, model.entry.joint_set.grouping_order).joints)
+    plain, calibrated = found
+    assert len(plain)
+    assert np.array_equal(plain[:, :, :2], calibrated[:, :, :2])
+    values = torch.from_numpy(plain[:, :, 2])
+    assert np.allclose(calibrated[:, :, 2], Calibration(KNOTS).apply(values), atol=0.02)
+    assert not np.allclose(calibrated[:, :, 2], values, atol=0.02)
 
 
 def test_a_calibration_that_makes_no_sense_is_refused(rewritten: Callable[..., Path]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from inference import checkpoints
 from inference.calibration import Calibration
 from inference.context import ContextGate, evidence
 from inference.joints import COCO
-from inference.predictor import Predictor
+from inference.predictor import Prediction, Predictor
 from training import context
 from training.context import fit_context_gate, fit_gate, whose
 from training.dataset import Photo
@@ -77,10 +78,13 @@ def test_maps_are_gated_before_they_are_calibrated(rewritten: Callable[..., Path
     network = checkpoints.load(checkpoint=rewritten(calibration="[]")).network
     photo = skimage.data.astronaut()
 
-    def maps(gate: ContextGate | None, calibration: Calibration) -> list[torch.Tensor]:
+    def predicted(gate: ContextGate | None, calibration: Calibration) -> Prediction:
         network.context_gate, network.calibration = gate, calibration
         predictor = Predictor(network, COCO.flip, 128, scales=scales, device="cpu", precision=torch.float32)
-        found = predictor.predict([predictor.prepare(photo)])
+        return predictor.predict([predictor.prepare(photo)])
+
+    def maps(*settings: Any) -> list[torch.Tensor]:
+        found = predicted(*settings)
         return [found.heatmaps] if found.enlarged is None else [found.heatmaps, found.enlarged]
 
     calibration = Calibration(((0.1, 0.05), (0.4, 0.6), (1.0, 0.95)))
@@ -90,6 +94,10 @@ def test_maps_are_gated_before_they_are_calibrated(rewritten: Callable[..., Path
     for without, with_gate in zip(plain, gated, strict=True):
         fine = functional.interpolate(factors, size=without.shape[2:], mode="bilinear")
         torch.testing.assert_close(with_gate, calibration.apply(without * fine))
+    own = predicted(GATE, calibration).own
+    assert own is not None
+    torch.testing.assert_close(own, plain[-1])
+    assert predicted(None, Calibration()).own is None
 
 
 def test_peaks_are_somebodys_joint_or_away_from_everybody() -> None:

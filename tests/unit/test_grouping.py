@@ -243,3 +243,22 @@ def test_groups_of_stray_peaks_are_left_out_by_their_score() -> None:
     assert group(heatmaps, tags, ORDER).scores.tolist() == pytest.approx([0.9, 0.5 / 17], abs=1e-5)
     (score,) = group(heatmaps, tags, ORDER, GroupingConfig(min_score=0.2)).scores
     assert score == pytest.approx(0.9)
+
+
+def test_people_are_found_in_the_networks_own_values_and_have_those_of_the_maps() -> None:
+    own, tags = random_maps(3, 40, 48, 17, 1)
+    factors = np.linspace(0.02, 1, 48, dtype=np.float32)
+    found = group(own, tags, ORDER, GroupingConfig(), (80, 96))
+    seen = group(own * factors, tags, ORDER, GroupingConfig(), (80, 96), own)
+    np.testing.assert_array_equal(seen.joints[:, :, :2], found.joints[:, :, :2])
+    there = found.joints[:, :, 2] > 0
+    ratios = seen.joints[:, :, 2][there] / found.joints[:, :, 2][there]
+    np.testing.assert_allclose(ratios, np.interp(found.joints[:, :, 0][there] / 2, range(48), factors), atol=0.03)
+    assert (seen.scores < found.scores).all()
+    alone = group(own, tags, ORDER, WITHOUT_REFINE, (80, 96), own)
+    assert alone.scores == pytest.approx(alone.joints[:, :, 2].mean(axis=1), abs=1e-6)
+
+    best = float(seen.scores.max())
+    few = group(own * factors, tags, ORDER, GroupingConfig(min_score=best - 1e-6), (80, 96), own)
+    assert few.scores.tolist() == pytest.approx([best])
+    assert len(group(own * 0.01, tags, ORDER, GroupingConfig(min_score=best), (80, 96), own)) == 0

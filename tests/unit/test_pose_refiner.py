@@ -1,0 +1,242 @@
+"""Joints moved to where all maps around a person say that they are most likely."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from inference import checkpoints
+from inference.checkpoint_files import POSE_REFINER
+from inference.grouping import GroupingConfig, group
+from inference.joints import COCO
+from inference.pose_prior import PosePrior
+from inference.pose_refiner import (
+    CELLS,
+    PoseRefiner,
+    RefinerNetwork,
+    cut_windows,
+    draw,
+    likeliest,
+    to_cells,
+)
+from inference.predictor import Predictor
+from training import refine_poses
+from training.dataset import Photo
+from training.refine_poses import KEPT_CELLS, KEPT_HALF, Samples, augmented, collect, refiner_loss, similarity
+
+# A standing person, joints as in COCO: x to the right, y down.
+STANDING = np.array(
+    [(0, -16), (1, -17), (-1, -17), (2, -16), (-2, -16)]  # nose, eyes, ears
+    + [(side * x, y) for x, y in ((4, -12), (6, -6), (7, 0), (3, 0), (3, 8), (3, 16)) for side in (1, -1)],
+    float,
+)
+SHAPE = (160, 224)  # of the input; maps are half as large
+
+
+def prior() -> PosePrior:
+    joints = STANDING - STANDING.mean(axis=0)
+    return PosePrior.from_arrays(joints / np.sqrt((joints**2).sum(axis=1).mean()), 0.05 * np.eye(34))
+
+
+def scene(places: NDArray, tag: float = 3.0) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Heatmaps (17, 80, 112), tags (17, 80, 112, 1) and joints (1, 17, 3) of a person in the input's pixels."""
+    rows, columns = (np.arange(side) * 2 + 1 for side in (80, 112))
+    x, y = places.T[:, :, None]
+    distances = ((columns - x) ** 2)[:, None] + ((rows - y) ** 2)[:, :, None]
+    heatmaps = 0.8 * np.exp(-distances / (2 * 4**2)).astype(np.float32)
+    tags = np.where(distances < 15**2, tag, 0).astype(np.float32)[..., None]
+    return heatmaps, tags, np.column_stack([places, np.full(17, 0.8)]).astype(np.float32)[None]
+
+
+def test_a_window_shows_a_persons_maps_and_whose_tags_fit() -> None:
+    places = 3 * STANDING + (90, 80)
+    heatmaps, tags, joints = scene(places)
+    windows = cut_windows(heatmaps, tags, joints, SHAPE, prior())
+    assert windows.people.tolist() == [0]
+    cells = to_cells(joints[:, :, :2], windows)
+    for joint, (x, y) in enumerate(cells[0].tolist()):
+        peak = np.unravel_index(int(windows.heatmaps[0, joint].argmax()), (CELLS, CELLS))
+        assert np.abs(np.subtract(peak, (y - 0.5, x - 0.5))).max() < 1
+        assert windows.heatmaps[0, joint].max() == pytest.approx(0.7, abs=0.1), "means of cells are below the peak"
+        assert windows.fits[0, joint, int(y), int(x)] > 0.99
+    assert windows.fits[0, 0, 40, 24] < 0.01, "there the nose's tag is another"
+    again = cut_windows(heatmaps, tags, np.concatenate([joints, 0 * joints]), SHAPE, prior())
+    assert again.people.tolist() == [0], "nothing is known of people without joints"
+
+    heatmaps, tags, joints = scene(3 * STANDING + (10, 80))
+    windows = cut_windows(heatmaps, np.full_like(tags, 3), joints, SHAPE, prior())
+    assert windows.fits[0, :, :, 0].max() == 0, "outside of the picture"
+    assert windows.fits[0, :, 24, -1].min() > 0.9
+
+
+def test_the_likeliest_place_is_the_top_of_what_is_drawn() -> None:
+    places = torch.tensor([[[10.2, 20.4], [0.5, 47.5], [30.9, 5.0]]])
+    shares = draw(places, torch.ones(1, 3)).log().clamp_min(-50)
+    torch.testing.assert_close(likeliest(shares), places, atol=0.01, rtol=0)
+
+
+def test_joints_of_an_untrained_refiner_are_where_the_maps_say() -> None:
+    torch.manual_seed(0)
+    places = 3 * STANDING + (90, 80)
+    heatmaps, tags, joints = scene(places)
+    refiner = PoseRefiner(RefinerNetwork(17).eval())
+    joints[0, 3, :2] += 9  # grouping was wrong
+    people, refined, similar = refiner.places(heatmaps, tags, joints, SHAPE, prior())
+    assert people.tolist() == [0]
+    assert np.linalg.norm(refined[0] - places, axis=1).max() < 2
+    assert 0 < similar[0] < 1
+
+
+def test_grouping_moves_people_and_reads_their_values_there() -> None:
+    heatmaps, tags, joints = scene(3 * STANDING + (90.3, 80.6))
+    moved = joints[0, :, :2] + (3, 0)
+    moved[9] = -5, 80
+
+    class Mover(PoseRefiner):
+        def places(self, *arguments: object) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.float32]]:
+            return np.array([0]), moved[None], np.array([0.7], np.float32)
+
+    config = GroupingConfig(prior=prior(), refiner=Mover(RefinerNetwork(17)))
+    people = group(heatmaps, tags, COCO.grouping_order, config, SHAPE)
+    assert len(people) == 1
+    np.testing.assert_array_equal(people.joints[0, :, :2], moved)
+    assert people.joints[0, 9, 2] == 0, "outside of the picture nothing is seen"
+    others = np.delete(people.joints[0, :, 2], 9)
+    assert ((others > 0.5) & (others < 0.75)).all()
+    assert people.scores[0] == pytest.approx(0.8, abs=0.05), "a score is of where the joints were seen"
+    plain = group(heatmaps, tags, COCO.grouping_order, GroupingConfig(prior=prior()), SHAPE)
+    np.testing.assert_array_equal(people.scores, plain.scores)
+
+
+def with_refiner(path: Path, state: dict[str, torch.Tensor]) -> Path:
+    """The bundled weights with other tensors of a refiner."""
+    source = checkpoints.ASSETS / f"{checkpoints.DEFAULT_MODEL}.safetensors"
+    with safe_open(source, "pt") as file:
+        metadata = file.metadata()
+    weights = {name: value for name, value in load_file(source).items() if not name.startswith(POSE_REFINER)}
+    save_file({**weights, **{POSE_REFINER + name: value for name, value in state.items()}}, path, metadata)
+    return path
+
+
+def test_it_comes_with_the_weights_and_stays_with_them(tmp_path: Path) -> None:
+    network = RefinerNetwork(17)
+    torch.nn.init.normal_(network.head.bias)
+    state = {name: value for name, value in network.state_dict().items() if "num_batches" not in name}
+    path = with_refiner(tmp_path / "with.safetensors", state)
+    checkpoints.convert(path, tmp_path / "converted.safetensors")
+    for file in (path, tmp_path / "converted.safetensors"):
+        loaded = checkpoints.load(checkpoint=file).network
+        assert loaded.pose_refiner is not None
+        assert torch.equal(loaded.pose_refiner.network.head.bias, network.head.bias)
+        assert loaded.context_gate == checkpoints.load().network.context_gate
+        assert Predictor(loaded, COCO.flip, 128, device="cpu").grouping.refiner is not None
+        assert not any("refiner" in name for name in loaded.state_dict())
+    assert checkpoints.load(checkpoint=with_refiner(tmp_path / "without.safetensors", {})).network.pose_refiner is None
+    for bad in (
+        {name: value for name, value in state.items() if name != "head.bias"},
+        {**state, "more": torch.zeros(1)},
+        {**state, "head.bias": torch.zeros(3)},
+    ):
+        with pytest.raises(checkpoints.CheckpointError, match="pose refiner"):
+            checkpoints.load(checkpoint=with_refiner(tmp_path / "bad.safetensors", bad))
+
+
+# --- training
+
+
+@pytest.fixture
+def samples() -> Samples:
+    """Three people whose heatmaps show their joints where they are."""
+    rng = np.random.default_rng(0)
+    truth = np.stack([STANDING / 10 + rng.normal(0, 0.1, STANDING.shape) for _ in range(3)])
+    cells = (truth / KEPT_HALF + 1) * KEPT_CELLS / 2
+    middles = np.arange(KEPT_CELLS) + 0.5
+    across, down = (np.exp(-((middles - cells[:, :, axis, None]) ** 2) / 8) for axis in (0, 1))
+    heatmaps = (down[:, :, :, None] * across[:, :, None]).astype(np.float16)
+    labelled = np.concatenate([truth, np.ones((3, 17, 1))], axis=2).astype(np.float32)
+    return Samples(heatmaps, np.ones_like(heatmaps), labelled.copy(), labelled, np.full(3, 2.5, np.float32))
+
+
+def test_what_is_turned_and_mirrored_stays_together(samples: Samples) -> None:
+    rng = np.random.default_rng(1)
+    heatmaps, fits, drawn, truth, areas = augmented(samples, rng.integers(3, size=40), rng)
+    assert heatmaps.shape == fits.shape == drawn.shape == (40, 17, CELLS, CELLS)
+    inside = ((truth[:, :, :2] > 0) & (truth[:, :, :2] < CELLS)).all(dim=2)
+    assert inside.float().mean() > 0.8
+    spread = truth[:, 0, :2].std(dim=0)
+    assert (spread > 1).all(), "windows move"
+    left, right = truth[:, 5, 0], truth[:, 6, 0]
+    assert (left > right).all(), "a mirrored left shoulder is a right one"
+    for maps, hidden in ((heatmaps, 0.08), (drawn, 0.15)):
+        shown = maps.flatten(2).amax(2) > 0.3
+        assert float(1 - shown[inside].float().mean()) == pytest.approx(hidden, abs=0.04)
+        peaks = likeliest(maps.clamp_min(1e-9).log())
+        assert (peaks - truth[:, :, :2])[inside & shown].abs().max() < 0.5
+
+    apart = (truth[:, 5, :2] - truth[:, 6, :2]).norm(dim=1) ** 2  # of the shoulders, grows as the person does
+    assert float((areas / apart).std() / (areas / apart).mean()) < 0.5
+    assert similarity(truth[:, :, :2], truth, areas).tolist() == pytest.approx([1] * 40)
+    off = truth[:, :, :2] + areas.sqrt()[:, None, None] * 0.1
+    assert similarity(off, truth, areas).tolist() == pytest.approx([similarity(off, truth, areas)[0].item()] * 40)
+    assert 0.2 < similarity(off, truth, areas)[0] < 0.9
+    assert similarity(off, truth * torch.tensor([1, 1, 0]), areas).sum() == 0, "of nobody"
+
+
+def test_the_loss_is_least_where_the_truth_is() -> None:
+    truth = torch.tensor([[[20.0, 30.0, 1.0]] * 17])
+    deviation = refine_poses.deviations()[None, :, None, None]
+    middles = torch.arange(CELLS) + 0.5
+
+    def shares(x: float) -> torch.Tensor:
+        squares = (middles - x) ** 2 + (middles[:, None] - 30) ** 2
+        return (-squares / (2 * deviation**2)).flatten(2).log_softmax(2).view(1, 17, CELLS, CELLS)
+
+    assert refiner_loss(shares(20), truth) == pytest.approx(0, abs=1e-4)
+    assert refiner_loss(shares(22), truth) > refiner_loss(shares(21), truth) > 0.01
+    assert refiner_loss(shares(22), truth * torch.tensor([1, 1, 0])) == 0
+
+
+def test_it_learns_from_the_people_whom_weights_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = checkpoints.load()
+    model.network.pose_refiner = None
+    predictor = Predictor(model.network, COCO.flip, 256, device="cpu")
+    photo = skimage.data.astronaut()
+    image = predictor.prepare(photo)
+    prediction = predictor.predict([image])
+    assert prediction.own is not None
+    own, tags = prediction.own[0].numpy(), prediction.tags[0].numpy()
+    joints = group(own, tags, COCO.grouping_order, predictor.grouping, image.warp.input_wh[::-1]).joints
+    astronaut = joints[joints[:, :, 2].mean(axis=1).argmax()].astype(float)
+    astronaut[:, :2] = image.warp.to_image(astronaut[:, :2])
+    keypoints = np.column_stack([astronaut[:, :2], 2 * (astronaut[:, 2] > 0.1)])
+    record = {"bbox": [60, 0, 380, 512], "keypoints": keypoints.ravel().tolist(), "num_keypoints": 9}
+    known = Photo(tmp_path, 0, 0, {"persons": [record], "ignore": []})
+    monkeypatch.setattr(Photo, "image", lambda _: photo)
+
+    assert model.network.pose_prior is not None
+    model.network.context_gate = None
+    found = collect(predictor, model.network.pose_prior, known)
+    assert len(found.truth) >= 1
+    there = found.truth[0, :, 2] > 0
+    assert there.sum() >= 5
+    np.testing.assert_allclose(found.joints[0, there, :2], found.truth[0, there, :2], atol=0.05)
+    nobody = Photo(tmp_path, 0, 0, {"persons": [], "ignore": []})
+    assert len(collect(predictor, model.network.pose_prior, nobody).truth) == 0
+
+    monkeypatch.setattr(refine_poses, "split", lambda photos, **_: (photos, []))
+    monkeypatch.setattr(refine_poses, "read_shards", lambda _: [known, nobody])
+    monkeypatch.setattr(Photo, "set_name", "coco")
+    source = checkpoints.ASSETS / f"{checkpoints.DEFAULT_MODEL}.safetensors"
+    arguments = ["refine", "--data", "x", "--weights", str(source), "--output", str(tmp_path), "--minutes", "0.05"]
+    monkeypatch.setattr("sys.argv", arguments)
+    refine_poses.main()
+    state = load_file(tmp_path / "pose_refiner.safetensors")
+    assert PoseRefiner.from_state(state, 17).network.head.weight.any()
+    assert [path.name for path in tmp_path.glob("windows-*")] == ["windows-000.npz"]

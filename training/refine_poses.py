@@ -1,0 +1,295 @@
+"""Train the pose refiner: `python -m training.refine_poses --data DIR --weights A.safetensors --output runs/refiner`.
+
+Runs finished weights over the training photos once and keeps a window of their maps around each person whom grouping
+finds and the labels know, or know not to be there (`windows-000.npz`, …; a second call goes on from those that there
+are). Then learns, for so many minutes, to say from such windows where the joints are. Writes
+`pose_refiner.safetensors`, for `training.export`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from inference import checkpoints
+from inference.geometry import Warp
+from inference.grouping import group
+from inference.joints import COCO
+from inference.pose_prior import PosePrior
+from inference.pose_refiner import CELL, CELLS, HALF, RefinerNetwork, cut_windows, draw, likeliest
+from inference.predictor import Predictor
+from training.dataset import HELD_OUT, Photo, labelled, read_shards, split, trusted
+from training.evaluate import SEGMENT
+from training.train import Ema
+
+Array = NDArray[np.floating]
+OTHER_SETS = ("people", "openimages", "lspet")
+CHUNK = 500  # photos
+# Windows are kept larger than the refiner takes them, to be moved and turned. Cells are as large.
+KEPT_HALF, KEPT_CELLS = 3.0, 64
+MOST_PEOPLE = 12  # of a photo, those with the highest values first
+LEAST_OKS = 0.15  # with a labelled person, for a group to be that person
+AREA_ROOT = 1.6  # root of a person's area, in sizes: the median
+LEAST_DEVIATION = 0.7  # cells
+BATCH, WARM_UP, LEARNING_RATE, WEIGHT_DECAY, EMA = 32, 50, 0.002, 0.01, 0.998
+TURN, ZOOM, SHIFT = 12.0, 0.1, 0.15  # deviations: degrees, logarithm, sizes; at most 2.5 times as much
+SCORE = 0.5  # weight of the loss of the score
+UNSEEN, UNDRAWN = 0.08, 0.15  # shares of heatmaps and of drawn joints that are hidden
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Windows around people whose joints are labelled; lengths in sizes from the middle.
+
+    Attributes:
+        heatmaps, fits: (N, K, KEPT_CELLS, KEPT_CELLS) float16, as :class:`inference.pose_refiner.Windows` has them
+        joints: (N, K, 3) float32: x, y, value, as grouping saw them
+        truth: (N, K, 3) float32: x, y, whether labelled; of groups that are nobody, nothing is
+        areas: (N,) float32, of the people in squares of their sizes; 1 of nobody
+    """
+
+    heatmaps: Array
+    fits: Array
+    joints: Array
+    truth: Array
+    areas: Array
+
+
+def collect(predictor: Predictor, prior: PosePrior, photo: Photo) -> Samples:
+    """The windows of a photo's people, of the network's own values: without gate and calibration."""
+    image = predictor.prepare(photo.image())
+    prediction = predictor.predict([image])
+    own = prediction.heatmaps if prediction.own is None else prediction.own
+    heatmaps, tags = own[0].cpu().numpy(), prediction.tags[0].cpu().numpy()
+    shape = image.warp.input_wh[::-1]
+    joints = group(heatmaps, tags, COCO.grouping_order, predictor.grouping, shape).joints
+    joints = joints[np.argsort(-joints[:, :, 2].mean(axis=1))]
+    windows = cut_windows(heatmaps, tags, joints, shape, prior, KEPT_HALF, KEPT_CELLS)
+    answers = [
+        truth_of(joints[person], middle, photo, image.warp)
+        for person, middle in zip(windows.people, windows.centres, strict=True)
+    ]
+    rows = [row for row, answer in enumerate(answers) if answer is not None][:MOST_PEOPLE]
+    known = [answer for answer in (answers[row] for row in rows) if answer is not None]
+    truth = np.array([joints for joints, _ in known], np.float32).reshape(-1, len(COCO), 3)
+    middles, sizes = windows.centres[rows, None], windows.sizes[rows, None, None]
+    areas = np.array([area for _, area in known], np.float32) / windows.sizes[rows].astype(np.float32) ** 2
+    areas[~truth[:, :, 2].any(axis=1)] = 1
+    seen = joints[windows.people[rows]]
+    for points in (seen, truth):
+        points[:, :, :2] = (points[:, :, :2] - middles) / sizes
+    return Samples(windows.heatmaps[rows].half().numpy(), windows.fits[rows].half().numpy(), seen, truth, areas)
+
+
+def truth_of(joints: Array, middle: Array, photo: Photo, warp: Warp) -> tuple[Array, float] | None:
+    """The joints (K, 3) of the labelled person whom a group is most similar to, and the area, in pixels of the input.
+
+    Joints without labels and no area where the group is nobody; None where it may be somebody whom nobody labelled.
+    """
+    ratio, offset = warp.ratio, np.array(warp.offset)
+    best, found = LEAST_OKS, None
+    for person in labelled(photo.record):
+        truth = np.reshape(person["keypoints"], (-1, 3)).astype(float)
+        truth[:, :2] = truth[:, :2] * ratio + offset
+        truth[:, 2] = truth[:, 2] > 0
+        area = SEGMENT * person["bbox"][2] * person["bbox"][3] * ratio**2
+        squares = ((joints[:, :2] - truth[:, :2]) ** 2).sum(axis=1)
+        near = np.exp(-squares / (2 * area * (2 * np.array(COCO.sigmas)) ** 2))
+        oks = (near * truth[:, 2]).sum() / truth[:, 2].sum()
+        if oks >= best:
+            best, found = oks, (truth, area)
+    if found:
+        return found
+    x, y = (middle - offset) / ratio
+    ignored = any(left <= x <= left + w and top <= y <= top + h for left, top, w, h in photo.record["ignore"])
+    return None if ignored or not trusted(photo) else (np.zeros((len(COCO), 3)), 0.0)
+
+
+def choose(photos: list[Photo], others: int) -> list[Photo]:
+    """All photos of COCO, and so many of the other sets with people, drawn at random."""
+    rest = [photo for name in OTHER_SETS for photo in photos if photo.set_name == name]
+    order = np.random.default_rng(0).permutation(len(rest))
+    return [photo for photo in photos if photo.set_name == "coco"] + [rest[index] for index in order[:others]]
+
+
+def collect_all(weights: Path, photos: list[Photo], folder: Path) -> None:
+    """Write the windows of all photos, as files of some hundred photos each, where they are not there yet."""
+    model = checkpoints.load(checkpoints.CUSTOM, weights)
+    network, prior = model.network, model.network.pose_prior
+    if prior is None:
+        raise ValueError(f"{weights} has no pose prior; make weights with training.export first.")
+    network.pose_refiner = None
+    predictor = Predictor(network, COCO.flip, model.entry.input_size)
+    for start in range(0, len(photos), CHUNK):
+        chunk = photos[start : start + CHUNK]
+        path = folder / f"windows-{start // CHUNK:03}.npz"
+        if path.exists():
+            continue
+        found = [collect(predictor, prior, photo) for photo in tqdm(chunk, desc=path.name, unit=" photos")]
+        partial = path.with_name(f"{path.name}.partial")
+        with partial.open("wb") as file:
+            arrays = {name: np.concatenate([getattr(one, name) for one in found]) for name in Samples.__annotations__}
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        os.replace(partial, path)
+
+
+def read_samples(folder: Path) -> Samples:
+    """All windows that a folder has.
+
+    Raises:
+        ValueError: if it has none
+    """
+    files = [np.load(path) for path in sorted(folder.glob("windows-*.npz"))]
+    if not files:
+        raise ValueError(f"{folder} has no windows of people; collect them first.")
+    return Samples(*(np.concatenate([file[name] for file in files]) for name in Samples.__annotations__))
+
+
+def augmented(samples: Samples, rows: NDArray[np.integer], rng: np.random.Generator) -> tuple[Tensor, ...]:
+    """Windows as the refiner takes them, turned, zoomed, moved and mirrored, some of what is known hidden.
+
+    Returns:
+        heatmaps, fits and drawn joints, (N, K, CELLS, CELLS) each, the truth (N, K, 3): x and y in cells, whether it is
+        labelled; and the people's areas (N,) in square cells
+    """
+    count = len(rows)
+    turn, zoom, across, down = rng.standard_normal((4, count)).clip(-2.5, 2.5)
+    angle, scale = np.radians(TURN * turn), np.exp(ZOOM * zoom)
+    mirrored = rng.random(count) < 0.5
+    linear = scale[:, None, None] * np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], 1).reshape(
+        -1, 2, 2
+    )
+    linear[:, :, 0] *= np.where(mirrored, -1, 1)[:, None]
+    middle = SHIFT * np.column_stack([across, down])
+    # from places in the new window (-1 to 1) to those in the kept one
+    affine = np.concatenate([linear * HALF, middle[:, :, None]], axis=2) / KEPT_HALF
+    size = (count, 1, CELLS, CELLS)
+    grid = F.affine_grid(torch.from_numpy(affine).float(), size, align_corners=False)  # type: ignore[arg-type]
+    heatmaps, fits = (
+        F.grid_sample(torch.from_numpy(maps[rows]).float(), grid, align_corners=False)
+        for maps in (samples.heatmaps, samples.fits)
+    )
+    seen, truth = (
+        torch.from_numpy(
+            np.concatenate(
+                [
+                    (np.einsum("nij,nkj->nki", np.linalg.inv(linear), points[rows, :, :2] - middle[:, None]) / HALF + 1)
+                    * (CELLS / 2),
+                    points[rows, :, 2:],
+                ],
+                axis=2,
+            )
+        ).float()
+        for points in (samples.joints, samples.truth)
+    )
+    flip = torch.from_numpy(mirrored)
+    for values in (heatmaps, fits, seen, truth):
+        values[flip] = values[flip][:, list(COCO.flip)]
+    heatmaps *= torch.from_numpy(rng.random((count, len(COCO), 1, 1)) > UNSEEN)
+    shown = seen[:, :, 2].clamp(0, 1) * torch.from_numpy(rng.random((count, len(COCO))) > UNDRAWN)
+    areas = torch.from_numpy(samples.areas[rows] / (scale * CELL) ** 2).float()
+    return heatmaps, fits, draw(seen[:, :, :2], shown), truth, areas
+
+
+def deviations() -> Tensor:
+    """Of the Gaussian that OKS is of the distance, of each joint of a person of median area: (K,) in cells."""
+    return (2 * torch.tensor(COCO.sigmas) * AREA_ROOT / CELL).clamp(min=LEAST_DEVIATION).float()
+
+
+def refiner_loss(shares: Tensor, truth: Tensor) -> Tensor:
+    """Cross-entropy of the joints' Gaussians, as wide as OKS is tolerant, less their entropy, in nats.
+
+    The likeliest place is then the one whose expected OKS is highest.
+
+    Args:
+        shares: (N, K, CELLS, CELLS), as the refiner returns them
+        truth: (N, K, 3), as of :func:`augmented`; what is outside does not count
+    """
+    deviation = deviations()[None, :, None]
+    middles = torch.arange(CELLS) + 0.5
+    x, y = (torch.exp(-((middles - truth[:, :, axis, None]) ** 2) / (2 * deviation**2)) for axis in (0, 1))
+    wanted = (y[:, :, :, None] * x[:, :, None]).flatten(2)
+    wanted = wanted / wanted.sum(dim=2, keepdim=True).clamp_min(1e-9)
+    divergence = (torch.special.xlogy(wanted, wanted) - wanted * shares.flatten(2)).sum(dim=2)
+    inside = truth[:, :, 2] * ((truth[:, :, :2] > 0) & (truth[:, :, :2] < CELLS)).all(dim=2)
+    return (divergence * inside).sum() / inside.sum().clamp_min(1)
+
+
+def similarity(places: Tensor, truth: Tensor, areas: Tensor) -> Tensor:
+    """OKS (N,) of joints at places (N, K, 2) with the truth (N, K, 3) of people of so large areas (N,), in cells.
+
+    0 where nothing is labelled.
+    """
+    squares = ((places - truth[:, :, :2]) ** 2).sum(dim=2)
+    near = torch.exp(-squares / (2 * areas[:, None] * (2 * torch.tensor(COCO.sigmas)) ** 2))
+    return (near * truth[:, :, 2]).sum(dim=1) / truth[:, :, 2].sum(dim=1).clamp_min(1)
+
+
+def train(samples: Samples, minutes: float, path: Path, seed: int = 0) -> None:
+    """Learn for so many minutes; write the moving average of the refiner's parameters, now and then and at the end."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    network = RefinerNetwork(len(COCO)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
+    average = Ema(network, EMA)
+    network.train()
+    started, step, sums = time.monotonic(), 0, np.zeros(3)
+    while (progress := (time.monotonic() - started) / 60 / minutes) < 1:
+        rate = LEARNING_RATE * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2) * min(1, (step + 1) / WARM_UP)
+        for parameters in optimiser.param_groups:
+            parameters["lr"] = rate
+        heatmaps, fits, drawn, truth, areas = augmented(samples, rng.integers(len(samples.truth), size=BATCH), rng)
+        shares, logits = network(heatmaps, fits, drawn)
+        similar = similarity(likeliest(shares.detach()), truth, areas)
+        place, score = refiner_loss(shares, truth), F.binary_cross_entropy_with_logits(logits, similar.float())
+        loss = place + SCORE * score
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        optimiser.step()
+        average.update(network, step)
+        step, sums = step + 1, sums + np.array([place.item(), score.item(), similar.sum().item() / BATCH])
+        if step % 100 == 0:
+            values = ", ".join(f"{value:.4f}" for value in sums / 100)
+            print(f"step {step}, {60 * minutes * progress:.0f} s, place, score, OKS {values}", flush=True)
+            sums = np.zeros(3)
+        if step % 1000 == 0:
+            keep(average.state, path)
+    keep(average.state, path)
+
+
+def keep(state: dict[str, Tensor], path: Path) -> None:
+    """Write under a temporary name, then rename."""
+    partial = path.with_name(f"{path.name}.partial")
+    save_file({name: value.contiguous() for name, value in state.items()}, partial)
+    os.replace(partial, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the training shards")
+    parser.add_argument("--weights", type=Path, required=True, help="a .safetensors file that training.export wrote")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the windows and the result")
+    parser.add_argument("--minutes", type=float, default=40, help="of learning (default: %(default)s)")
+    parser.add_argument("--others", type=int, default=1500, help="photos of other sets (default: %(default)s)")
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    photos = split(read_shards(arguments.data), **HELD_OUT)[0]
+    collect_all(arguments.weights, choose(photos, arguments.others), arguments.output)
+    train(read_samples(arguments.output), arguments.minutes, arguments.output / "pose_refiner.safetensors")
+
+
+if __name__ == "__main__":
+    main()
