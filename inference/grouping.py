@@ -63,11 +63,14 @@ class People:
         joints: (P, K, 3) float32: x and y in heatmap pixels (continuous), heatmap value; value 0 = absent
         tags: (P, K) float32, the first tag at each joint when it was assigned
         scores: (P,) float32, mean value over all K joints before missing joints were looked for
+        expected_oks: (P,) float32, how similar to a real person's the pose can be expected to be, 0 to 1; NaN where no
+            refiner judged it. None = nobody's was
     """
 
     joints: Array
     tags: Array
     scores: Array
+    expected_oks: Array | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -117,17 +120,19 @@ def group(
         people[found, joints, :2] = _quarter(maps, joints, ys, xs)
     scores = (people[:, :, 2] if shown is maps else _values(people, shown)).mean(axis=1)
     people, scores = people[scores >= config.min_score], scores[scores >= config.min_score]
-    first_tags = people[:, :, 3].copy()
+    first_tags, expected_oks = people[:, :, 3].copy(), None
     if config.refine and len(people):
         if config.prior:
             _look_near(people, maps, tag_map, config.prior)
         _refine(people, maps, tag_map)
         if config.prior and config.refiner:
-            judged, places, _ = config.refiner.places(own, tags, people[:, :, :3], shape, config.prior)
+            judged, places, expected = config.refiner.places(own, tags, people[:, :, :3], shape, config.prior)
             people[judged, :, :2], people[judged, :, 2] = places, np.inf  # the value follows
+            expected_oks = np.full(len(people), np.nan, np.float32)
+            expected_oks[judged] = expected
     if shown is not maps or config.refiner:
         people[:, :, 2] = _values(people, shown)
-    return People(people[:, :, :3], first_tags, scores)
+    return People(people[:, :, :3], first_tags, scores, expected_oks)
 
 
 def _values(people: Array, maps: Enlarged) -> Array:

@@ -156,14 +156,22 @@ def keypoints(people: People, warp: Warp, exact: bool = False) -> fo.Keypoints:
     joints = people.joints.astype(np.float64)
     points = warp.to_image(joints[:, :, :2]) / np.array(warp.image_wh)
     values, scores = joints[:, :, 2], people.scores.astype(np.float64)
+    expected_oks = np.full(len(people), np.nan) if people.expected_oks is None else people.expected_oks.astype(float)
     absent = values == 0 if exact else values < MIN_JOINT_VALUE
     points[absent] = np.nan
     values[absent] = np.nan
     if not exact:
         points, values, scores = points.round(DIGITS), values.round(DIGITS), scores.round(DIGITS)
+        expected_oks = expected_oks.round(DIGITS)
     return fo.Keypoints(
         keypoints=[
-            fo.Keypoint(label="person", points=p.tolist(), confidence=v.tolist(), score=score)
-            for p, v, score in zip(points, values, scores.tolist(), strict=True)
+            fo.Keypoint(
+                label="person",
+                points=p.tolist(),
+                confidence=v.tolist(),
+                score=score,
+                expected_oks=None if math.isnan(oks) else oks,
+            )
+            for p, v, score, oks in zip(points, values, scores.tolist(), expected_oks.tolist(), strict=True)
         ]
     )

@@ -132,7 +132,8 @@ def declare(dataset: fo.Dataset, fields: dict[str, type]) -> None:
     dataset._merge_sample_field_schema(new)
     for name in new:
         if fields[name] is fo.Keypoints:
-            dataset.add_sample_field(f"{name}.keypoints.score", fo.FloatField)
+            for attribute in ("score", "expected_oks"):
+                dataset.add_sample_field(f"{name}.keypoints.{attribute}", fo.FloatField)
 
 
 def style(dataset: fo.Dataset, label_field: str, joint_set: JointSet | None, fields: Iterable[str]) -> None:

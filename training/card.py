@@ -55,11 +55,16 @@ def fill(card: str, sections: dict[str, str]) -> str:
 
 def facts(about: dict[str, Any], network: Any, size: int) -> str:
     parameters = sum(parameter.numel() for parameter in network.parameters())
+    if network.pose_refiner:
+        refiner = sum(parameter.numel() for parameter in network.pose_refiner.network.parameters())
+        sizes = f"{parameters / 1e6:.2f} M parameters and {refiner / 1e6:.2f} M of the pose refiner"
+    else:
+        sizes = f"{parameters / 1e6:.2f} M parameters"
     width, head = about["network"]["width"], about["network"].get("head_width")
     rows = [
         ("what", f"HigherHRNet (arXiv 1908.10357), width {width}" + (f", heads of width {head}" if head else "")),
         ("outputs", f"a map and a tag for each of the {len(JOINTS)} joints of {about['joint_set']}"),
-        ("size", f"{parameters / 1e6:.2f} M parameters, fp16, {size / 1e6:.1f} MB"),
+        ("size", f"{sizes}, fp16, {size / 1e6:.1f} MB"),
         ("input", f"RGB, ImageNet mean and deviation, short side {about['input_size']} pixels"),
         ("trained", f"{about['photos_seen']:,} photos seen, exported {about['date']}"),
         ("file", f"SHA-256 `{about['sha256']}`, also in the JSON beside it"),

@@ -124,14 +124,14 @@ def choose(photos: list[Photo], others: int) -> list[Photo]:
     return [photo for photo in photos if photo.set_name == "coco"] + [rest[index] for index in order[:others]]
 
 
-def collect_all(weights: Path, photos: list[Photo], folder: Path) -> None:
+def collect_all(weights: Path, input_size: int, photos: list[Photo], folder: Path) -> None:
     """Write the windows of all photos, as files of some hundred photos each, where they are not there yet."""
-    model = checkpoints.load(checkpoints.CUSTOM, weights)
-    network, prior = model.network, model.network.pose_prior
+    network = checkpoints.load(checkpoints.CUSTOM, weights).network
+    prior = network.pose_prior
     if prior is None:
         raise ValueError(f"{weights} has no pose prior; make weights with training.export first.")
     network.pose_refiner = None
-    predictor = Predictor(network, COCO.flip, model.entry.input_size)
+    predictor = Predictor(network, COCO.flip, input_size)
     for start in range(0, len(photos), CHUNK):
         chunk = photos[start : start + CHUNK]
         path = folder / f"windows-{start // CHUNK:03}.npz"
@@ -283,11 +283,12 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="a .safetensors file that training.export wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder for the windows and the result")
     parser.add_argument("--minutes", type=float, default=40, help="of learning (default: %(default)s)")
+    parser.add_argument("--input-size", type=int, default=384, help="short side in pixels (default: %(default)s)")
     parser.add_argument("--others", type=int, default=1500, help="photos of other sets (default: %(default)s)")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     photos = split(read_shards(arguments.data), **HELD_OUT)[0]
-    collect_all(arguments.weights, choose(photos, arguments.others), arguments.output)
+    collect_all(arguments.weights, arguments.input_size, choose(photos, arguments.others), arguments.output)
     train(read_samples(arguments.output), arguments.minutes, arguments.output / "pose_refiner.safetensors")
 
 

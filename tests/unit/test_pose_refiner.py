@@ -113,6 +113,9 @@ def test_grouping_moves_people_and_reads_their_values_there() -> None:
     assert people.scores[0] == pytest.approx(0.8, abs=0.05), "a score is of where the joints were seen"
     plain = group(heatmaps, tags, COCO.grouping_order, GroupingConfig(prior=prior()), SHAPE)
     np.testing.assert_array_equal(people.scores, plain.scores)
+    assert plain.expected_oks is None
+    assert people.expected_oks is not None
+    assert people.expected_oks.tolist() == pytest.approx([0.7])
 
 
 def with_refiner(path: Path, state: dict[str, torch.Tensor]) -> Path:
