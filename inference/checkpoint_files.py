@@ -196,12 +196,12 @@ def pose_prior_of(file: CheckpointFile, joints: int) -> PosePrior | None:
 
 
 def pose_refiner_of(file: CheckpointFile, joints: int) -> PoseRefiner | None:
-    """The pose refiner among the tensors of a safetensors file, for so many joints; None where there is none."""
+    """The pose refiner among the tensors of a file, for so many joints; None where there is none."""
     if not file.pose_refiner:
         return None
     try:
         return PoseRefiner.from_state(file.pose_refiner, joints)
-    except RuntimeError as error:
+    except ValueError as error:
         raise CheckpointError(f"The pose refiner in {file.path} cannot be used: {error}") from error
 
 

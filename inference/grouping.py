@@ -5,7 +5,11 @@ a candidate that is near nobody starts a new person. Positions move a quarter pi
 joint that a person lacks is taken where the heatmap is high and the tag fits.
 
 Weights may bring a pose prior. Then people give up joints that are not where a person's could be, and take those that
-are; published weights have none, and are decoded as published.
+are. They may also bring a pose refiner, which then moves the joints to where all maps around the person say that they
+are. Published weights have neither, and are decoded as published.
+
+All this looks at the network's own values; where a gate or a calibration made other heatmaps of them, people get those
+heatmaps' values.
 """
 
 from __future__ import annotations
@@ -20,12 +24,11 @@ from scipy.optimize import linear_sum_assignment
 
 from .enlarged import BLOCK, Array, Enlarged, Indices, TagMap
 from .pose_prior import REACH, PosePrior
-from .pose_refiner import PoseRefiner
+from .pose_refiner import NO_TAGS, PoseRefiner
 
 REGROUPINGS = 3
 NEARBY = np.stack(np.meshgrid(*2 * [np.linspace(-1, 1, 21)]), axis=-1).reshape(-1, 2)
 NEARBY = NEARBY[np.linalg.norm(NEARBY, axis=1) <= 1]  # places in a circle of radius 1
-DETECTION_THRESHOLD = 0.1  # as published
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class GroupingConfig:
     """Settings of the grouping; the defaults are the published ones.
 
     Attributes:
-        detection_threshold: the network's own value above which a peak is a candidate
+        detection_threshold: value of the network's own maps above which a peak is a candidate
         tag_threshold: largest distance between a candidate's tag and a person's mean tag
         max_people: at most this many candidates per joint, and people
         window: a peak is the maximum of a window x window neighbourhood
@@ -44,7 +47,7 @@ class GroupingConfig:
         refiner: moves the joints of people whose pose is known by the prior; None = they stay at their maps' peaks
     """
 
-    detection_threshold: float = DETECTION_THRESHOLD
+    detection_threshold: float = 0.1
     tag_threshold: float = 1.0
     max_people: int = 30
     window: int = 5
@@ -60,11 +63,12 @@ class People:
     """The people of one image.
 
     Attributes:
-        joints: (P, K, 3) float32: x and y in heatmap pixels (continuous), heatmap value; value 0 = absent
+        joints: (P, K, 3) float32: x and y in heatmap pixels (continuous), the heatmap's value there; 0 = absent, or
+            outside of the image
         tags: (P, K) float32, the first tag at each joint when it was assigned
-        scores: (P,) float32, mean value over all K joints before missing joints were looked for
+        scores: (P,) float32, mean value over all K joints before missing joints were looked for and any was moved
         expected_oks: (P,) float32, how similar to a real person's the pose can be expected to be, 0 to 1; NaN where no
-            refiner judged it. None = nobody's was
+            refiner could judge it. None = there is no refiner
     """
 
     joints: Array
@@ -126,13 +130,22 @@ def group(
             _look_near(people, maps, tag_map, config.prior)
         _refine(people, maps, tag_map)
         if config.prior and config.refiner:
-            judged, places, expected = config.refiner.places(own, tags, people[:, :, :3], shape, config.prior)
-            people[judged, :, :2], people[judged, :, 2] = places, np.inf  # the value follows
-            expected_oks = np.full(len(people), np.nan, np.float32)
-            expected_oks[judged] = expected
-    if shown is not maps or config.refiner:
+            expected_oks = _move(people, own, tags, shape, config.prior, config.refiner)
+    if shown is not maps or expected_oks is not None:
         people[:, :, 2] = _values(people, shown)
     return People(people[:, :, :3], first_tags, scores, expected_oks)
+
+
+def _move(
+    people: Array, own: Array, tags: Array, shape: tuple[int, int], prior: PosePrior, refiner: PoseRefiner
+) -> Array:
+    """Put joints where the refiner says, in place; the OKS (P,) to be expected, NaN of people whom it cannot judge."""
+    judged, places, expected = refiner.places(own, tags, people[:, :, :3], shape, prior)
+    people[judged, :, :2] = places
+    people[judged, :, 2] = 1  # present; the value follows
+    expected_oks = np.full(len(people), np.nan, np.float32)
+    expected_oks[judged] = expected
+    return expected_oks
 
 
 def _values(people: Array, maps: Enlarged) -> Array:
@@ -165,7 +178,7 @@ def _peaks(maps: Enlarged, tag_map: TagMap, config: GroupingConfig) -> list[Arra
     xs, ys = places[:, :2].astype(np.intp).T
     table = np.column_stack([places, tag_map.at(np.repeat(np.arange(maps.count), counts), ys, xs)]).astype(np.float32)
     if not np.isfinite(table).all():
-        raise ValueError("The tags of the network are no numbers: its weights are damaged, or their training diverged.")
+        raise ValueError(NO_TAGS)
     return np.split(table, np.cumsum(counts)[:-1])
 
 

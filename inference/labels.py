@@ -40,7 +40,8 @@ class Seen:
         heatmaps: (K, h/2, w/2) float32, for grouping, with
         tags: (T, h/2, w/2, D) float32; both None where people are not asked for
         enlarged: (K, h, w) float32, where it is not just the heatmaps enlarged
-        own: like ``enlarged`` or else ``heatmaps``: the network's own values, where these are others
+        own: the network's own values, neither gated nor calibrated, as large as ``enlarged`` or else as ``heatmaps``;
+            None where these are the same
         grouping: how these weights' maps are grouped
     """
 

@@ -16,10 +16,12 @@ from typing import Any
 import fiftyone as fo
 import fiftyone.core.models as fom
 import numpy as np
+import torch
 from bson import ObjectId
 from numpy.typing import NDArray
 
 from . import checkpoints, runs
+from .cores import usable_cores
 from .labels import Labeller, Seen, see
 from .map_files import MapWriter
 from .predictor import Predictor, PreparedImage
@@ -89,12 +91,15 @@ class PoseHeatmapModel(fom.SamplesMixin, fom.Model):
         Raises:
             OSError: if the maps cannot be written
         """
-        with ThreadPoolExecutor() as threads:
-            images = list(threads.map(self._predictor.prepare, args))
-            labeller = self._labeller(samples)
-            # A frame of a video has no id before it is saved.
-            ids = [sample.id or str(ObjectId()) for sample in samples] if samples is not None else [""] * len(images)
-            return list(threads.map(labeller.labels, self._see(images), ids))
+        usual_threads = torch.get_num_threads()
+        try:
+            # One core each: the pose refiner is a network, too.
+            with ThreadPoolExecutor(usable_cores(), "label", torch.set_num_threads, (1,)) as threads:
+                images = list(threads.map(self._predictor.prepare, args))
+                labeller = self._labeller(samples)
+                return list(threads.map(labeller.labels, self._see(images), _ids(samples, len(images))))
+        finally:
+            torch.set_num_threads(usual_threads)  # a worker's setting is also that of threads that begin later
 
     def _see(self, images: list[PreparedImage]) -> list[Seen]:
         """In the order of the images, though images of one shape go through the network together."""
@@ -160,3 +165,8 @@ def _model_class() -> type[PoseHeatmapModel]:
             return False  # FiftyOne's loaders ask with pin_memory=True; batches are lists, of which nothing is pinned
 
     return LoaderPoseHeatmapModel
+
+
+def _ids(samples: Sequence[fo.Sample] | None, count: int) -> list[str]:
+    """The samples' ids, or new ones: a frame of a video has none before it is saved."""
+    return [""] * count if samples is None else [sample.id or str(ObjectId()) for sample in samples]

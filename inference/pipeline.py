@@ -296,7 +296,8 @@ class _Stages:
         # More workers than batches: while one writes, another takes its place.
         self.num_workers = batches_at_once + (1 if on_cpu else min(max(2, cores // 2), MAX_GPU_WRITERS))
         self._network_slots = threading.BoundedSemaphore(self.num_workers if on_cpu else 1)
-        self._threads_per_batch = max(1, cores // batches_at_once) if on_cpu else torch.get_num_threads()
+        # On a GPU they are for the pose refiner, which stays on the CPU.
+        self._threads_per_batch = max(1, cores // (batches_at_once if on_cpu else self.num_workers))
         self._failed: list[_Failure] = []  # of samples that did not come to the workers
         self._verdicts: tuple[str, ...] = ()  # on earlier maps
 

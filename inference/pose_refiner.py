@@ -29,10 +29,12 @@ TAG_DEVIATION = 0.5  # a tag so far from the person's mean tag fits to exp(-1/2)
 DRAWN = 1.5  # cells: deviation of the Gaussians that show where grouping saw the joints
 WIDTHS = (48, 96, 128)  # channels at 1/2, 1/4 and 1/8 of a window
 SCORE_WIDTH = 64
+AT_ONCE = 16  # people, each of whom takes 0.6 MB for every kind of map
+NO_TAGS = "The tags of the network are no numbers: its weights are damaged, or their training diverged."
 
 
 class RefinerNetwork(nn.Module):
-    """A U-Net on windows. Its result begins as what the heatmaps say where the tag fits.
+    """A U-Net on windows. Its result begins as what the heatmaps say, most where the tag fits.
 
     Args:
         joints: number of joints K
@@ -67,6 +69,7 @@ class RefinerNetwork(nn.Module):
             logarithms of the shares of a joint's likelihood that the cells have, (N, K, CELLS, CELLS), and the logit of
             the OKS to be expected (N,), of joints at the likeliest places
         """
+        # Twice: the network's own values seldom exceed 0.5.
         fine = self.stem(torch.cat([2 * heatmaps, fits, drawn], dim=1))
         middle = self.down[0](fine)
         coarse = self.down[1](middle)
@@ -126,8 +129,8 @@ def cut_windows(
     rows = np.minimum((down * tags.shape[1]).astype(np.intp), tags.shape[1] - 1)
     columns = np.minimum((across * tags.shape[2]).astype(np.intp), tags.shape[2] - 1)
     weights = (fits[people] * joints[people, :, 2])[:, :, None]
-    own = np.arange(joints.shape[1]) if len(tags) > 1 else np.zeros(joints.shape[1], np.intp)
-    means = (weights * tags[own, rows, columns]).sum(axis=1) / weights.sum(axis=1)  # N, D
+    channels = np.arange(joints.shape[1]) if len(tags) > 1 else np.zeros(joints.shape[1], np.intp)
+    means = (weights * tags[channels, rows, columns]).sum(axis=1) / weights.sum(axis=1)  # N, D
 
     # Twice as many places as cells, on each side: maps may be finer than cells.
     steps = half * ((np.arange(2 * cells) + 0.5) / cells - 1)
@@ -145,14 +148,15 @@ def cut_windows(
     for d in range(tags.shape[3]):
         mean = torch.from_numpy(means[:, d].astype(np.float32))[:, None, None, None]
         distances += (sampled(np.ascontiguousarray(tags[..., d])) - mean) ** 2
-    fit = inside * torch.exp(-distances / (2 * TAG_DEVIATION**2))
+    # The mean over D: with the flip test there are two tags, which are as near as one.
+    fit = inside * torch.exp(-distances / (2 * tags.shape[3] * TAG_DEVIATION**2))
     fit = F.avg_pool2d(fit, 2).expand(-1, len(heatmaps), -1, -1)
     seen = F.avg_pool2d(sampled(np.ascontiguousarray(heatmaps)), 2)
     return Windows(people, centres, sizes, seen, fit)
 
 
 def draw(places: Tensor, values: Tensor) -> Tensor:
-    """Joints as Gaussians in windows: (N, K, CELLS, CELLS).
+    """Joints as Gaussians in windows: (N, K, CELLS, CELLS), on the CPU.
 
     Args:
         places: (N, K, 2) x, y in cells
@@ -207,13 +211,18 @@ class PoseRefiner:
         """With these parameters and buffers.
 
         Raises:
-            RuntimeError: if they are not those of a refiner for so many joints
+            ValueError: if they are not those of a refiner for so many joints, or not finite
         """
         network = RefinerNetwork(joints)
         wanted = {name for name in network.state_dict() if not name.endswith("num_batches_tracked")}
         if wanted != {name for name in state if not name.endswith("num_batches_tracked")}:
-            raise RuntimeError("names are missing or unknown.")
-        network.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
+            raise ValueError("names are missing or unknown.")
+        if not all(torch.isfinite(tensor).all() for tensor in state.values()):
+            raise ValueError("some of its values are not finite.")
+        try:
+            network.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
+        except RuntimeError as error:
+            raise ValueError(f"some of its tensors have other shapes: {error}") from error
         return cls(network.eval().requires_grad_(False))
 
     @torch.inference_mode()
@@ -224,7 +233,22 @@ class PoseRefiner:
 
         Returns:
             which people were judged (N,), their joints' places (N, K, 2), pixels, and the OKS (N,) to be expected there
+
+        Raises:
+            ValueError: if a tag near them is no number
         """
+        parts = [
+            self._places(start, heatmaps, tags, joints[start : start + AT_ONCE], shape, prior)
+            for start in range(0, max(1, len(joints)), AT_ONCE)
+        ]
+        people, places, expected = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        if not np.isfinite(places).all() or not np.isfinite(expected).all():
+            raise ValueError(NO_TAGS)
+        return people, places, expected
+
+    def _places(
+        self, first: int, heatmaps: Array, tags: Array, joints: Array, shape: tuple[int, int], prior: PosePrior
+    ) -> tuple[NDArray[np.intp], Array, Array]:
         windows = cut_windows(heatmaps, tags, joints, shape, prior)
         if not len(windows.people):
             return windows.people, np.zeros((0, len(heatmaps), 2), np.float32), np.zeros(0, np.float32)
@@ -235,4 +259,5 @@ class PoseRefiner:
         cells = likeliest(shares).numpy()
         units = (cells * 2 / CELLS - 1) * HALF
         places = units * windows.sizes[:, None, None] + windows.centres[:, None]
-        return windows.people, places.astype(np.float32), torch.sigmoid(logits).numpy()
+        places[~torch.isfinite(shares).flatten(1).all(dim=1).numpy()] = np.nan
+        return windows.people + first, places.astype(np.float32), torch.sigmoid(logits).numpy()

@@ -1,10 +1,9 @@
 """Write a run's weights as a bundled model: `python -m training.export --data DIR --run runs/lite`.
 
 Writes `<assets>/<name>.safetensors` (fp16, the exponential moving average, with their smoothing, a context gate and a
-calibration fitted on the held-out photos of `--data`, a pose prior fitted on its training photos, and a pose refiner if
-there is one) and
-`<assets>/<name>.json`, which says what the weights are. Both are written under a temporary name and renamed, so that a
-reader never sees half a file.
+calibration fitted on the held-out photos of `--data`, a pose prior fitted on its training photos, and the pose refiner
+that is given) and `<assets>/<name>.json`, which says what the weights are. Both are written under a temporary name and
+renamed, so that a reader never sees half a file.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ from inference.checkpoint_files import POSE_REFINER, read
 from inference.context import ContextGate
 from inference.network import HigherHRNet, NetworkConfig, check_smoothing
 from inference.pose_prior import PosePrior
+from inference.pose_refiner import PoseRefiner
 from training.calibrate import fit
 from training.context import fit_context_gate
 from training.dataset import read_shards, split
@@ -78,7 +78,8 @@ def export(
         what was written to the JSON file
 
     Raises:
-        ValueError: if weights are missing, one is not a finite fp16 number, or the smoothing could not be loaded
+        ValueError: if weights are missing, one is not a finite fp16 number, the smoothing could not be loaded, the
+            refiner is none, or has no pose prior beside it
     """
     weights = {k: v.detach().half().contiguous() for k, v in state.items() if not k.endswith("num_batches_tracked")}
     wanted = {k for k in HigherHRNet(config).state_dict() if not k.endswith("num_batches_tracked")}
@@ -87,8 +88,11 @@ def export(
             f"The weights do not fit the network: {sorted(weights.keys() ^ wanted)[:3]} are in one of them only. "
             "Export with the configuration that the run was trained with."
         )
-    refiner = {POSE_REFINER + k: v.half().contiguous() for k, v in (pose_refiner or {}).items()}
-    weights |= {name: value for name, value in refiner.items() if not name.endswith("num_batches_tracked")}
+    if pose_refiner:
+        if not pose_prior:
+            raise ValueError("A pose refiner needs a pose prior, which says how large people are.")
+        PoseRefiner.from_state(pose_refiner, config.joints)
+        weights |= {POSE_REFINER + k: v.half() for k, v in pose_refiner.items() if "num_batches_tracked" not in k}
     broken = [k for k, v in weights.items() if not torch.isfinite(v).all()]
     if broken:
         raise ValueError(f"{broken[0]} has values that fp16 cannot hold; the run diverged, export an earlier one.")
@@ -149,7 +153,7 @@ def main() -> None:
     parser.add_argument("--average", type=Path, help="a .safetensors file, such as the run's start, to average with")
     parser.add_argument("--share", type=float, default=0.6, help="of the run in that average (default: %(default)s)")
     parser.add_argument("--smoothing", type=float, default=0.0, help="deviation of a Gaussian, input pixels")
-    parser.add_argument("--pose-refiner", type=Path, help="what training.refine_poses wrote")
+    parser.add_argument("--pose-refiner", type=Path, help="what training.refine_poses wrote; else none")
     parser.add_argument("--photos-seen", type=int, default=0, help="with --weights: training photos behind them")
     arguments = parser.parse_args()
     trained = read_trained(arguments.run, arguments.weights)

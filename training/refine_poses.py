@@ -9,8 +9,7 @@ are). Then learns, for so many minutes, to say from such windows where the joint
 from __future__ import annotations
 
 import argparse
-import math
-import os
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +18,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from inference import checkpoints
+from inference.checkpoint_files import file_sha256
 from inference.geometry import Warp
 from inference.grouping import group
 from inference.joints import COCO
@@ -32,7 +32,8 @@ from inference.pose_refiner import CELL, CELLS, HALF, RefinerNetwork, cut_window
 from inference.predictor import Predictor
 from training.dataset import HELD_OUT, Photo, labelled, read_shards, split, trusted
 from training.evaluate import SEGMENT
-from training.train import Ema
+from training.export import write
+from training.train import Ema, learning_rate
 
 Array = NDArray[np.floating]
 OTHER_SETS = ("people", "openimages", "lspet")
@@ -51,7 +52,7 @@ UNSEEN, UNDRAWN = 0.08, 0.15  # shares of heatmaps and of drawn joints that are 
 
 @dataclass(frozen=True)
 class Samples:
-    """Windows around people whose joints are labelled; lengths in sizes from the middle.
+    """Windows around groups of joints that are a labelled person, or surely nobody; lengths in sizes from the middle.
 
     Attributes:
         heatmaps, fits: (N, K, KEPT_CELLS, KEPT_CELLS) float16, as :class:`inference.pose_refiner.Windows` has them
@@ -113,8 +114,11 @@ def truth_of(joints: Array, middle: Array, photo: Photo, warp: Warp) -> tuple[Ar
     if found:
         return found
     x, y = (middle - offset) / ratio
-    ignored = any(left <= x <= left + w and top <= y <= top + h for left, top, w, h in photo.record["ignore"])
-    return None if ignored or not trusted(photo) else (np.zeros((len(COCO), 3)), 0.0)
+    unlabelled = [person["bbox"] for person in photo.record["persons"] if person["num_keypoints"] == 0]
+    doubtful = any(
+        left <= x <= left + w and top <= y <= top + h for left, top, w, h in (*photo.record["ignore"], *unlabelled)
+    )
+    return None if doubtful or not trusted(photo) else (np.zeros((len(COCO), 3)), 0.0)
 
 
 def choose(photos: list[Photo], others: int) -> list[Photo]:
@@ -125,7 +129,16 @@ def choose(photos: list[Photo], others: int) -> list[Photo]:
 
 
 def collect_all(weights: Path, input_size: int, photos: list[Photo], folder: Path) -> None:
-    """Write the windows of all photos, as files of some hundred photos each, where they are not there yet."""
+    """Write the windows of all photos, as files of some hundred photos each, where they are not there yet.
+
+    Raises:
+        ValueError: if the weights have no pose prior, or the folder's windows are of other weights or photos
+    """
+    made_of = {"weights": file_sha256(weights), "input_size": input_size, "photos": len(photos)}
+    about = folder / "windows.json"
+    if about.exists() and json.loads(about.read_text()) != made_of:
+        raise ValueError(f"{folder} has windows of other weights or photos; choose another folder, or empty it.")
+    write(about, json.dumps(made_of).encode())
     network = checkpoints.load(checkpoints.CUSTOM, weights).network
     prior = network.pose_prior
     if prior is None:
@@ -138,11 +151,11 @@ def collect_all(weights: Path, input_size: int, photos: list[Photo], folder: Pat
         if path.exists():
             continue
         found = [collect(predictor, prior, photo) for photo in tqdm(chunk, desc=path.name, unit=" photos")]
+        arrays = {name: np.concatenate([getattr(one, name) for one in found]) for name in Samples.__annotations__}
         partial = path.with_name(f"{path.name}.partial")
         with partial.open("wb") as file:
-            arrays = {name: np.concatenate([getattr(one, name) for one in found]) for name in Samples.__annotations__}
             np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(partial, path)
+        partial.replace(path)
 
 
 def read_samples(folder: Path) -> Samples:
@@ -152,8 +165,8 @@ def read_samples(folder: Path) -> Samples:
         ValueError: if it has none
     """
     files = [np.load(path) for path in sorted(folder.glob("windows-*.npz"))]
-    if not files:
-        raise ValueError(f"{folder} has no windows of people; collect them first.")
+    if not sum(len(file["areas"]) for file in files):
+        raise ValueError(f"{folder} has no windows of people: the weights found nobody whom the labels know.")
     return Samples(*(np.concatenate([file[name] for file in files]) for name in Samples.__annotations__))
 
 
@@ -181,19 +194,7 @@ def augmented(samples: Samples, rows: NDArray[np.integer], rng: np.random.Genera
         F.grid_sample(torch.from_numpy(maps[rows]).float(), grid, align_corners=False)
         for maps in (samples.heatmaps, samples.fits)
     )
-    seen, truth = (
-        torch.from_numpy(
-            np.concatenate(
-                [
-                    (np.einsum("nij,nkj->nki", np.linalg.inv(linear), points[rows, :, :2] - middle[:, None]) / HALF + 1)
-                    * (CELLS / 2),
-                    points[rows, :, 2:],
-                ],
-                axis=2,
-            )
-        ).float()
-        for points in (samples.joints, samples.truth)
-    )
+    seen, truth = (moved(points[rows], linear, middle) for points in (samples.joints, samples.truth))
     flip = torch.from_numpy(mirrored)
     for values in (heatmaps, fits, seen, truth):
         values[flip] = values[flip][:, list(COCO.flip)]
@@ -203,15 +204,21 @@ def augmented(samples: Samples, rows: NDArray[np.integer], rng: np.random.Genera
     return heatmaps, fits, draw(seen[:, :, :2], shown), truth, areas
 
 
+def moved(points: Array, linear: Array, middle: Array) -> Tensor:
+    """Points (N, K, 3) of kept windows in cells of new ones, whose places (N, 2, 2) and middles (N, 2) are given."""
+    units = np.einsum("nij,nkj->nki", np.linalg.inv(linear), points[:, :, :2] - middle[:, None]) / HALF
+    return torch.from_numpy(np.concatenate([(units + 1) * (CELLS / 2), points[:, :, 2:]], axis=2)).float()
+
+
 def deviations() -> Tensor:
     """Of the Gaussian that OKS is of the distance, of each joint of a person of median area: (K,) in cells."""
-    return (2 * torch.tensor(COCO.sigmas) * AREA_ROOT / CELL).clamp(min=LEAST_DEVIATION).float()
+    return (2 * torch.tensor(COCO.sigmas) * AREA_ROOT / CELL).clamp(min=LEAST_DEVIATION)
 
 
 def refiner_loss(shares: Tensor, truth: Tensor) -> Tensor:
-    """Cross-entropy of the joints' Gaussians, as wide as OKS is tolerant, less their entropy, in nats.
+    """Kullback-Leibler divergence from the joints' Gaussians, as wide as OKS is tolerant, in nats.
 
-    The likeliest place is then the one whose expected OKS is highest.
+    The likeliest place is then the one whose expected OKS is highest, for people of median area.
 
     Args:
         shares: (N, K, CELLS, CELLS), as the refiner returns them
@@ -247,13 +254,13 @@ def train(samples: Samples, minutes: float, path: Path, seed: int = 0) -> None:
     network.train()
     started, step, sums = time.monotonic(), 0, np.zeros(3)
     while (progress := (time.monotonic() - started) / 60 / minutes) < 1:
-        rate = LEARNING_RATE * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2) * min(1, (step + 1) / WARM_UP)
+        rate = learning_rate(progress, step, {"learning_rate": LEARNING_RATE, "warm_up": WARM_UP})
         for parameters in optimiser.param_groups:
             parameters["lr"] = rate
         heatmaps, fits, drawn, truth, areas = augmented(samples, rng.integers(len(samples.truth), size=BATCH), rng)
         shares, logits = network(heatmaps, fits, drawn)
         similar = similarity(likeliest(shares.detach()), truth, areas)
-        place, score = refiner_loss(shares, truth), F.binary_cross_entropy_with_logits(logits, similar.float())
+        place, score = refiner_loss(shares, truth), F.binary_cross_entropy_with_logits(logits, similar)
         loss = place + SCORE * score
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -271,10 +278,7 @@ def train(samples: Samples, minutes: float, path: Path, seed: int = 0) -> None:
 
 
 def keep(state: dict[str, Tensor], path: Path) -> None:
-    """Write under a temporary name, then rename."""
-    partial = path.with_name(f"{path.name}.partial")
-    save_file({name: value.contiguous() for name, value in state.items()}, partial)
-    os.replace(partial, path)
+    write(path, save({name: value.contiguous() for name, value in state.items()}))
 
 
 def main() -> None:

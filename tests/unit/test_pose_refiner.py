@@ -11,11 +11,15 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
 
 from inference import checkpoints
+from inference.calibration import Calibration
 from inference.checkpoint_files import POSE_REFINER
+from inference.geometry import warp_for
 from inference.grouping import GroupingConfig, group
 from inference.joints import COCO
+from inference.network import HigherHRNet, NetworkConfig
 from inference.pose_prior import PosePrior
 from inference.pose_refiner import (
     CELLS,
@@ -29,7 +33,8 @@ from inference.pose_refiner import (
 from inference.predictor import Predictor
 from training import refine_poses
 from training.dataset import Photo
-from training.refine_poses import KEPT_CELLS, KEPT_HALF, Samples, augmented, collect, refiner_loss, similarity
+from training.export import export
+from training.refine_poses import KEPT_CELLS, KEPT_HALF, Samples, augmented, collect, refiner_loss, similarity, truth_of
 
 # A standing person, joints as in COCO: x to the right, y down.
 STANDING = np.array(
@@ -74,6 +79,21 @@ def test_a_window_shows_a_persons_maps_and_whose_tags_fit() -> None:
     windows = cut_windows(heatmaps, np.full_like(tags, 3), joints, SHAPE, prior())
     assert windows.fits[0, :, :, 0].max() == 0, "outside of the picture"
     assert windows.fits[0, :, 24, -1].min() > 0.9
+    shared = np.where(np.arange(112) < 60, 3, 0).astype(np.float32)[None, None, :, None].repeat(80, axis=1)
+    each, two = (
+        cut_windows(heatmaps, maps, joints, SHAPE, prior()).fits
+        for maps in (shared.repeat(17, axis=0), shared.repeat(2, axis=3))
+    )
+    torch.testing.assert_close(two, each, msg="one tag for all joints, and a second one with the flip test")
+    assert each.std() > 0.1
+    fine = functional.interpolate(torch.from_numpy(heatmaps)[None], size=SHAPE, mode="bilinear")[0].numpy()
+    torch.testing.assert_close(
+        cut_windows(fine, tags, joints, SHAPE, prior()).heatmaps,
+        windows.heatmaps,
+        atol=0.05,
+        rtol=0,
+        msg="several scales",
+    )
 
 
 def test_the_likeliest_place_is_the_top_of_what_is_drawn() -> None:
@@ -92,6 +112,16 @@ def test_joints_of_an_untrained_refiner_are_where_the_maps_say() -> None:
     assert people.tolist() == [0]
     assert np.linalg.norm(refined[0] - places, axis=1).max() < 2
     assert 0 < similar[0] < 1
+
+    crowd = np.repeat(joints, 40, axis=0)
+    crowd[5] = 0  # of whom nothing is known
+    people, more, _ = refiner.places(heatmaps, tags, crowd, SHAPE, prior())
+    assert people.tolist() == [*range(5), *range(6, 40)]
+    np.testing.assert_allclose(more, np.repeat(refined, 39, axis=0), atol=1e-3)
+    people, none, _ = refiner.places(heatmaps, tags, crowd[5:6], SHAPE, prior())
+    assert len(people) == len(none) == 0
+    with pytest.raises(ValueError, match="no numbers"):
+        refiner.places(heatmaps, np.full_like(tags, np.nan), joints, SHAPE, prior())
 
 
 def test_grouping_moves_people_and_reads_their_values_there() -> None:
@@ -113,6 +143,9 @@ def test_grouping_moves_people_and_reads_their_values_there() -> None:
     assert people.scores[0] == pytest.approx(0.8, abs=0.05), "a score is of where the joints were seen"
     plain = group(heatmaps, tags, COCO.grouping_order, GroupingConfig(prior=prior()), SHAPE)
     np.testing.assert_array_equal(people.scores, plain.scores)
+    dimmed = group(heatmaps / 2, tags, COCO.grouping_order, config, SHAPE, heatmaps)
+    np.testing.assert_array_equal(dimmed.joints[0, :, :2], moved)
+    np.testing.assert_allclose(dimmed.joints[0, :, 2], people.joints[0, :, 2] / 2, atol=1e-6)
     assert plain.expected_oks is None
     assert people.expected_oks is not None
     assert people.expected_oks.tolist() == pytest.approx([0.7])
@@ -134,6 +167,10 @@ def test_it_comes_with_the_weights_and_stays_with_them(tmp_path: Path) -> None:
     state = {name: value for name, value in network.state_dict().items() if "num_batches" not in name}
     path = with_refiner(tmp_path / "with.safetensors", state)
     checkpoints.convert(path, tmp_path / "converted.safetensors")
+    checkpoints.convert(path, tmp_path / "half.safetensors", half=True)
+    half = checkpoints.load(checkpoint=tmp_path / "half.safetensors").network.pose_refiner
+    assert half is not None
+    torch.testing.assert_close(half.network.head.bias, network.head.bias, atol=1e-3, rtol=1e-3)
     for file in (path, tmp_path / "converted.safetensors"):
         loaded = checkpoints.load(checkpoint=file).network
         assert loaded.pose_refiner is not None
@@ -146,12 +183,54 @@ def test_it_comes_with_the_weights_and_stays_with_them(tmp_path: Path) -> None:
         {name: value for name, value in state.items() if name != "head.bias"},
         {**state, "more": torch.zeros(1)},
         {**state, "head.bias": torch.zeros(3)},
+        {**state, "head.bias": state["head.bias"] * torch.nan},
     ):
         with pytest.raises(checkpoints.CheckpointError, match="pose refiner"):
             checkpoints.load(checkpoint=with_refiner(tmp_path / "bad.safetensors", bad))
 
 
 # --- training
+
+
+def test_it_is_exported_with_a_prior_only(tmp_path: Path) -> None:
+    state = RefinerNetwork(17).state_dict()
+    config = NetworkConfig(width=4, stem_blocks=1, modules=(1, 1, 1), blocks=1, deconv_blocks=1)
+    weights = HigherHRNet(config).state_dict()
+
+    def write(prior: PosePrior | None, refiner: dict[str, torch.Tensor]) -> None:
+        export(weights, config, tmp_path, "small", 64, 0, Calibration(), pose_prior=prior, pose_refiner=refiner)
+
+    write(prior(), state)
+    loaded = checkpoints.load(checkpoints.CUSTOM, tmp_path / "small.safetensors").network
+    assert loaded.pose_refiner is not None
+    with pytest.raises(ValueError, match="needs a pose prior"):
+        write(None, state)
+    with pytest.raises(ValueError, match="missing or unknown"):
+        write(prior(), {"head.bias": torch.zeros(68)})
+
+
+def test_groups_are_people_nobody_or_in_doubt() -> None:
+    keypoints = np.column_stack([STANDING + 40, np.full(17, 2)])
+    standing = {"bbox": [30, 20, 20, 40], "keypoints": keypoints.ravel().tolist(), "num_keypoints": 17}
+    unlabelled = {"bbox": [200, 0, 60, 60], "keypoints": [0] * 51, "num_keypoints": 0}
+    record = {"persons": [standing, unlabelled], "ignore": [[300, 0, 60, 60]]}
+    warp = warp_for((400, 400), 800)
+
+    def answer(x: float, kind: str = "coco") -> tuple[NDArray, float] | None:
+        places = (STANDING + np.array([x, 40])) * warp.ratio + warp.offset
+        joints = np.column_stack([places, np.ones(17)])
+        return truth_of(joints, joints[:, :2].mean(axis=0), Photo(Path(f"{kind}-000.tar"), 0, 0, record), warp)
+
+    person = answer(42)
+    assert person is not None
+    assert person[0][:, 2].all()
+    assert person[1] == pytest.approx(0.55 * 20 * 40 * warp.ratio**2)
+    nobody = answer(120)
+    assert nobody is not None
+    assert not nobody[0].any()
+    assert answer(120, "people") is None, "somebody whom the teacher missed"
+    assert answer(230) is None, "somebody without labels"
+    assert answer(330) is None, "a crowd"
 
 
 @pytest.fixture
@@ -224,7 +303,6 @@ def test_it_learns_from_the_people_whom_weights_find(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Photo, "image", lambda _: photo)
 
     assert model.network.pose_prior is not None
-    model.network.context_gate = None
     found = collect(predictor, model.network.pose_prior, known)
     assert len(found.truth) >= 1
     there = found.truth[0, :, 2] > 0

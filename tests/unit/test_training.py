@@ -594,8 +594,10 @@ def test_a_calibration_keeps_strong_peaks_apart() -> None:
 def test_the_model_card_is_that_of_the_bundled_weights() -> None:
     about = json.loads((card.ASSETS / "higherhrnet-lite-coco.json").read_text())
     text = (card.ASSETS / "MODEL_CARD.md").read_text(encoding="utf-8")
-    network, size = HigherHRNet(NetworkConfig.from_dict(about["network"])), (card.ASSETS / about["file"]).stat().st_size
+    network, size = checkpoints.load().network, (card.ASSETS / about["file"]).stat().st_size
     assert card.facts(about, network, size) in text
+    network.pose_refiner = None
+    assert "refiner" not in card.facts(about, network, size)
 
 
 def test_measured_sections_of_a_card_are_replaced_and_the_prose_stays() -> None:
