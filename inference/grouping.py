@@ -29,6 +29,7 @@ from .pose_refiner import NO_TAGS, PoseRefiner
 REGROUPINGS = 3
 NEARBY = np.stack(np.meshgrid(*2 * [np.linspace(-1, 1, 21)]), axis=-1).reshape(-1, 2)
 NEARBY = NEARBY[np.linalg.norm(NEARBY, axis=1) <= 1]  # places in a circle of radius 1
+DARK = 1e-6  # value of a joint that is known from the others only
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,7 @@ class People:
     """The people of one image.
 
     Attributes:
-        joints: (P, K, 3) float32: x and y in heatmap pixels (continuous), the heatmap's value there; 0 = absent, or
-            outside of the image
+        joints: (P, K, 3) float32: x and y in heatmap pixels (continuous), the heatmap's value there; value 0 = absent
         tags: (P, K) float32, the first tag at each joint when it was assigned
         scores: (P,) float32, mean value over all K joints before missing joints were looked for and any was moved
         expected_oks: (P,) float32, how similar to a real person's the pose can be expected to be, 0 to 1; NaN where no
@@ -141,7 +141,8 @@ def _move(
 ) -> Array:
     """Put joints where the refiner says, in place; the OKS (P,) to be expected, NaN of people whom it cannot judge."""
     judged, places, expected = refiner.places(own, tags, people[:, :, :3], shape, prior)
-    people[judged, :, :2] = places
+    height, width = shape
+    people[judged, :, :2] = places.clip(0, np.nextafter(np.float32([width, height]), np.float32(0)))
     people[judged, :, 2] = 1  # present; the value follows
     expected_oks = np.full(len(people), np.nan, np.float32)
     expected_oks[judged] = expected
@@ -149,13 +150,11 @@ def _move(
 
 
 def _values(people: Array, maps: Enlarged) -> Array:
-    """The maps' values (P, K) at the joints of people; 0 where they lack one, outside, and where the maps are below."""
+    """The maps' values (P, K) at the joints of people, hardly more than 0 where the maps are dark; 0 = absent."""
     values = np.zeros(people.shape[:2], np.float32)
-    height, width = maps.shape
-    inside = (people[:, :, :2] >= 0).all(axis=2) & (people[:, :, 0] < width) & (people[:, :, 1] < height)
-    found, joints = np.nonzero((people[:, :, 2] > 0) & inside)
+    found, joints = np.nonzero(people[:, :, 2] > 0)
     xs, ys = people[found, joints, :2].astype(np.intp).T
-    values[found, joints] = np.maximum(maps.at(joints, ys, xs), 0)
+    values[found, joints] = np.maximum(maps.at(joints, ys, xs), DARK)
     return values
 
 
