@@ -141,8 +141,8 @@ def _move(
 ) -> Array:
     """Put joints where the refiner says, in place; the OKS (P,) to be expected, NaN of people whom it cannot judge."""
     judged, places, expected = refiner.places(own, tags, people[:, :, :3], shape, prior)
-    height, width = shape
-    people[judged, :, :2] = places.clip(0, np.nextafter(np.float32([width, height]), np.float32(0)))
+    edge = np.nextafter(np.array(shape[::-1], np.float32), np.float32(0))
+    people[judged, :, :2] = places.clip(0, edge)  # a joint beyond the image's edge is drawn at the edge
     people[judged, :, 2] = 1  # present; the value follows
     expected_oks = np.full(len(people), np.nan, np.float32)
     expected_oks[judged] = expected
