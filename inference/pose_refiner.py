@@ -155,15 +155,17 @@ def cut_windows(
     return Windows(people, centres, sizes, seen, fit)
 
 
-def draw(places: Tensor, values: Tensor) -> Tensor:
+def draw(places: Tensor, values: Tensor, deviations: Tensor | None = None) -> Tensor:
     """Joints as Gaussians in windows: (N, K, CELLS, CELLS), on the CPU.
 
     Args:
         places: (N, K, 2) x, y in cells
         values: (N, K) their heights; 0 = absent
+        deviations: (K,) of the Gaussians, cells; None = those by which grouping's joints are shown
     """
+    spread = torch.tensor(2 * DRAWN**2) if deviations is None else 2 * deviations[:, None] ** 2
     middles = torch.arange(CELLS) + 0.5
-    across, down = (torch.exp(-((middles - places[:, :, axis, None]) ** 2) / (2 * DRAWN**2)) for axis in (0, 1))
+    across, down = (torch.exp(-((middles - places[:, :, axis, None]) ** 2) / spread) for axis in (0, 1))
     return values[:, :, None, None] * down[:, :, :, None] * across[:, :, None]
 
 

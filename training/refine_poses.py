@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from evaluation.matching import Truth, oks
 from inference import checkpoints
 from inference.checkpoint_files import file_sha256
 from inference.geometry import Warp
@@ -100,19 +101,17 @@ def truth_of(joints: Array, middle: Array, photo: Photo, warp: Warp) -> tuple[Ar
     Joints without labels and no area where the group is nobody; None where it may be somebody whom nobody labelled.
     """
     ratio, offset = warp.ratio, np.array(warp.offset)
-    best, found = LEAST_OKS, None
-    for person in labelled(photo.record):
-        truth = np.reshape(person["keypoints"], (-1, 3)).astype(float)
-        truth[:, :2] = truth[:, :2] * ratio + offset
-        truth[:, 2] = truth[:, 2] > 0
-        area = SEGMENT * person["bbox"][2] * person["bbox"][3] * ratio**2
-        squares = ((joints[:, :2] - truth[:, :2]) ** 2).sum(axis=1)
-        near = np.exp(-squares / (2 * area * (2 * np.array(COCO.sigmas)) ** 2))
-        oks = (near * truth[:, 2]).sum() / truth[:, 2].sum()
-        if oks >= best:
-            best, found = oks, (truth, area)
-    if found:
-        return found
+    people = labelled(photo.record)
+    truth = np.array([person["keypoints"] for person in people], float).reshape(-1, len(COCO), 3)
+    truth[:, :, :2] = truth[:, :, :2] * ratio + offset
+    truth[:, :, 2] = truth[:, :, 2] > 0
+    points = np.where(truth[:, :, 2:] > 0, truth[:, :, :2], np.nan)
+    boxes = np.array([person["bbox"] for person in people], float).reshape(-1, 4)
+    areas = SEGMENT * boxes[:, 2] * boxes[:, 3] * ratio**2
+    similar = oks(Truth(points, areas, boxes, np.zeros((0, 4))), joints[None, :, :2], np.array(COCO.sigmas))[:, 0]
+    if similar.max(initial=0) >= LEAST_OKS:
+        best = similar.argmax()
+        return truth[best], float(areas[best])
     x, y = (middle - offset) / ratio
     unlabelled = [person["bbox"] for person in photo.record["persons"] if person["num_keypoints"] == 0]
     doubtful = any(
@@ -224,10 +223,7 @@ def refiner_loss(shares: Tensor, truth: Tensor) -> Tensor:
         shares: (N, K, CELLS, CELLS), as the refiner returns them
         truth: (N, K, 3), as of :func:`augmented`; what is outside does not count
     """
-    deviation = deviations()[None, :, None]
-    middles = torch.arange(CELLS) + 0.5
-    x, y = (torch.exp(-((middles - truth[:, :, axis, None]) ** 2) / (2 * deviation**2)) for axis in (0, 1))
-    wanted = (y[:, :, :, None] * x[:, :, None]).flatten(2)
+    wanted = draw(truth[:, :, :2], torch.ones_like(truth[:, :, 2]), deviations()).flatten(2)
     wanted = wanted / wanted.sum(dim=2, keepdim=True).clamp_min(1e-9)
     divergence = (torch.special.xlogy(wanted, wanted) - wanted * shares.flatten(2)).sum(dim=2)
     inside = truth[:, :, 2] * ((truth[:, :, :2] > 0) & (truth[:, :, :2] < CELLS)).all(dim=2)
