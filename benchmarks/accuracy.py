@@ -35,7 +35,7 @@ from inference import checkpoints
 from inference.images import read_image
 from inference.joints import COCO as JOINTS
 from inference.joints import JointSet
-from inference.labels import MIN_PERSON_SCORE, Seen, find_people, keypoints, see
+from inference.labels import Seen, find_people, keypoints, see
 from inference.predictor import Predictor, PreparedImage
 from inference.settings import Settings
 
@@ -70,7 +70,7 @@ def look_at(predictor: Predictor, paths: list[Path], what: str) -> Iterator[tupl
 
 def stored(seen: Seen, order: tuple[int, ...], columns: list[int]) -> list[dict[str, Any]]:
     """The people that a run stores, as COCO results."""
-    people = find_people(seen, order, MIN_PERSON_SCORE)
+    people = find_people(seen, order, all_groups=False)
     return coco.results(keypoints(people, seen.warp).to_dict(), columns, seen.warp.image_wh)
 
 

@@ -195,12 +195,12 @@ def pose_prior_of(file: CheckpointFile, joints: int) -> PosePrior | None:
     return _entry(file, POSE_PRIOR, parse)
 
 
-def pose_refiner_of(file: CheckpointFile, joints: int) -> PoseRefiner | None:
-    """The pose refiner among the tensors of a file, for so many joints; None where there is none."""
+def pose_refiner_of(file: CheckpointFile, flip: tuple[int, ...]) -> PoseRefiner | None:
+    """The pose refiner among the tensors of a file, for joints with these partners; None where there is none."""
     if not file.pose_refiner:
         return None
     try:
-        return PoseRefiner.from_state(file.pose_refiner, joints)
+        return PoseRefiner.from_state(file.pose_refiner, flip)
     except ValueError as error:
         raise CheckpointError(f"The pose refiner in {file.path} cannot be used: {error}") from error
 

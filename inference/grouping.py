@@ -6,9 +6,10 @@ joint that a person lacks is taken where the heatmap is high and the tag fits.
 
 Weights may bring a pose prior. Then people give up joints that are not where a person's could be, and take those that
 are. They may also bring a pose refiner, which then moves the joints to where all maps around the person say that they
-are. Published weights have neither, and are decoded as published.
+are, and says how right it can be expected to be there: people are ranked by that, and copies of others, which
+fragments of a person become by it, are dropped. Published weights have neither, and are decoded as published.
 
-All this looks at the network's own values; where a gate or a calibration made other heatmaps of them, people get those
+All this looks at the network's own values; where a gate or a calibration made other heatmaps of them, joints get those
 heatmaps' values.
 """
 
@@ -30,6 +31,8 @@ REGROUPINGS = 3
 NEARBY = np.stack(np.meshgrid(*2 * [np.linspace(-1, 1, 21)]), axis=-1).reshape(-1, 2)
 NEARBY = NEARBY[np.linalg.norm(NEARBY, axis=1) <= 1]  # places in a circle of radius 1
 DARK = 1e-6  # value of a joint that is known from the others only
+SAME_PLACE = 0.25  # of a person's size: deviation of the Gaussian by which two people's joints are compared
+SAME_PERSON = 0.5  # the mean of that over all joints, from which on two people are one
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class GroupingConfig:
         window: a peak is the maximum of a window x window neighbourhood
         adjust: move joints a quarter pixel towards the higher neighbour
         refine: look for the joints that a person lacks
-        min_score: groups with a lower score are left out, before their joints are looked for
+        min_mean: groups with a lower mean value over all K joints are left out, before missing joints are looked for
+        min_score: people with a lower score are left out
         prior: how a person's joints lie to each other; None = only tags decide, as published
         refiner: moves the joints of people whose pose is known by the prior; None = they stay at their maps' peaks
     """
@@ -54,6 +58,7 @@ class GroupingConfig:
     window: int = 5
     adjust: bool = True
     refine: bool = True
+    min_mean: float = 0.0
     min_score: float = 0.0
     prior: PosePrior | None = None
     refiner: PoseRefiner | None = None
@@ -66,15 +71,13 @@ class People:
     Attributes:
         joints: (P, K, 3) float32: x and y in heatmap pixels (continuous), the heatmap's value there; value 0 = absent
         tags: (P, K) float32, the first tag at each joint when it was assigned
-        scores: (P,) float32, mean value over all K joints before missing joints were looked for and any was moved
-        expected_oks: (P,) float32, how similar to a real person's the pose can be expected to be, 0 to 1; NaN where no
-            refiner could judge it. None = there is no refiner
+        scores: (P,) float32, mean value over all K joints before missing joints were looked for; of people whom a
+            refiner judged, the OKS with a real person that can be expected of their pose, 0 to 1
     """
 
     joints: Array
     tags: Array
     scores: Array
-    expected_oks: Array | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -97,7 +100,7 @@ def group(
         config: settings
         shape: (H, W) to enlarge the heatmaps to; people's joints are in pixels there. None = the heatmaps' own
         own: the network's own values, where gate or calibration made other heatmaps of them: people are found in these,
-            but have the values and scores that the heatmaps give them. None = the heatmaps are those
+            but have the values that the heatmaps give them, also in mean and score. None = the heatmaps are those
 
     Returns:
         the people, in the order in which they were found
@@ -108,8 +111,8 @@ def group(
     config = config or GroupingConfig()
     shape = shape or (heatmaps.shape[1], heatmaps.shape[2])
     own = heatmaps if own is None else own
-    # nobody there: the usual case in many datasets; no score is above the highest value
-    if own.max() <= config.detection_threshold or heatmaps.max() < config.min_score:
+    # nobody there: the usual case in many datasets; no mean is above the highest value
+    if own.max() <= config.detection_threshold or heatmaps.max() < config.min_mean:
         return People(*(np.zeros((0, *rest), np.float32) for rest in ((len(heatmaps), 3), (len(heatmaps),), ())))
     shown = Enlarged(heatmaps, shape)
     maps, tag_map = shown if own is heatmaps else Enlarged(own, shape), TagMap(tags, shape)
@@ -119,34 +122,71 @@ def group(
         for _ in range(REGROUPINGS):
             people = _regroup(people, candidates, order, config, config.prior)
     if config.adjust:
-        found, joints = np.nonzero(people[:, :, 2] > 0)
-        xs, ys = people[found, joints, :2].astype(np.intp).T
-        people[found, joints, :2] = _quarter(maps, joints, ys, xs)
-    scores = (people[:, :, 2] if shown is maps else _values(people, shown)).mean(axis=1)
-    people, scores = people[scores >= config.min_score], scores[scores >= config.min_score]
-    first_tags, expected_oks = people[:, :, 3].copy(), None
+        _adjust(people, maps)
+    means = people[:, :, 2].mean(axis=1)
+    scores = means if shown is maps else _values(people, shown).mean(axis=1)
+    bright = scores >= config.min_mean
+    people, means, scores = people[bright], means[bright], scores[bright]
+    result = People(people, people[:, :, 3].copy(), scores)
     if config.refine and len(people):
         if config.prior:
             _look_near(people, maps, tag_map, config.prior)
         _refine(people, maps, tag_map)
         if config.prior and config.refiner:
-            expected_oks = _move(people, own, tags, shape, config.prior, config.refiner)
-    if shown is not maps or expected_oks is not None:
-        people[:, :, 2] = _values(people, shown)
-    return People(people[:, :, :3], first_tags, scores, expected_oks)
+            result = _judge(result, means, own, tags, shape, config.prior, config.refiner)
+    kept = result.scores >= config.min_score
+    joints = result.joints[kept, :, :3]
+    if shown is not maps or config.refiner:
+        joints[:, :, 2] = _values(joints, shown)
+    return People(joints, result.tags[kept], result.scores[kept])
 
 
-def _move(
-    people: Array, own: Array, tags: Array, shape: tuple[int, int], prior: PosePrior, refiner: PoseRefiner
-) -> Array:
-    """Put joints where the refiner says, in place; the OKS (P,) to be expected, NaN of people whom it cannot judge."""
-    judged, places, expected = refiner.places(own, tags, people[:, :, :3], shape, prior)
+def _adjust(people: Array, maps: Enlarged) -> None:
+    """Move joints a quarter pixel towards the higher neighbour, in place."""
+    found, joints = np.nonzero(people[:, :, 2] > 0)
+    xs, ys = people[found, joints, :2].astype(np.intp).T
+    people[found, joints, :2] = _quarter(maps, joints, ys, xs)
+
+
+def _judge(
+    people: People,
+    means: Array,
+    own: Array,
+    tags: Array,
+    shape: tuple[int, int],
+    prior: PosePrior,
+    refiner: PoseRefiner,
+) -> People:
+    """People with joints and scores as the refiner says, without copies; those whom it cannot judge stay as they are.
+
+    Args:
+        means: (P,) mean values at the joints that were found, by which fragments of a person are known
+    """
+    joints, scores = people.joints.copy(), people.scores.copy()
+    judged, places, expected = refiner.places(own, tags, joints[:, :, :3], shape, prior)
     edge = np.nextafter(np.array(shape[::-1], np.float32), np.float32(0))
-    people[judged, :, :2] = places.clip(0, edge)  # a joint beyond the image's edge is drawn at the edge
-    people[judged, :, 2] = 1  # present; the value follows
-    expected_oks = np.full(len(people), np.nan, np.float32)
-    expected_oks[judged] = expected
-    return expected_oks
+    joints[judged, :, :2] = places.clip(0, edge)  # a joint beyond the image's edge is drawn at the edge
+    joints[judged, :, 2] = 1  # present; the value follows
+    scores[judged] = expected
+    copies = judged[_copies(places, means[judged] * expected)]
+    rest = np.delete(np.arange(len(people)), copies)
+    return People(joints[rest], people.tags[rest], scores[rest])
+
+
+def _copies(places: Array, ranking: Array) -> NDArray[np.bool_]:
+    """Which people (P,) with joints at (P, K, 2) have nearly the pose of one of higher rank."""
+    spread = places - places.mean(axis=1, keepdims=True)
+    sizes = np.sqrt((spread**2).sum(axis=2).mean(axis=1))
+    squares = ((places[:, None] - places) ** 2).sum(axis=3)
+    larger = np.maximum(np.maximum(sizes[:, None], sizes), 1e-3)[:, :, None]
+    same = np.exp(-squares / (2 * (SAME_PLACE * larger) ** 2)).mean(axis=2) > SAME_PERSON
+    copies = np.zeros(len(places), bool)
+    order = np.argsort(-ranking, kind="stable")
+    for rank, person in enumerate(order):
+        if not copies[person]:
+            lower = order[rank + 1 :]
+            copies[lower] |= same[person, lower]
+    return copies
 
 
 def _values(people: Array, maps: Enlarged) -> Array:

@@ -22,8 +22,10 @@ from .runs import DONE
 from .settings import Settings, find_maps
 
 # The published grouping makes a group of every stray peak. A ranking by score, as in AP, does not mind; people who look
-# at skeletons do, and so does the App, which loads all of them with every page.
-MIN_PERSON_SCORE = 0.15
+# at skeletons do, and so does the App, which loads all of them with every page. A pose refiner judges all whom
+# the maps show at all.
+MIN_PERSON_MEAN = 0.15
+MIN_JUDGED_MEAN, MIN_EXPECTED_OKS = 0.05, 0.3
 # It also finds a place for every joint that a person lacks, however low the heatmap is there; these are not drawn.
 MIN_JOINT_VALUE = 0.1
 NO_NUMBERS = "The network gave values that are no numbers: its weights are damaged, or their training diverged."
@@ -75,13 +77,18 @@ def see(predictor: Predictor, settings: Settings, images: Sequence[PreparedImage
     ]
 
 
-def find_people(seen: Seen, order: tuple[int, ...], min_score: float = 0.0) -> People:
+def find_people(seen: Seen, order: tuple[int, ...], all_groups: bool = True) -> People:
     """Group what was seen; see :func:`group`. Joints are in pixels of the network's input (its base scale)."""
     assert seen.heatmaps is not None
     assert seen.tags is not None
     shape = (2 * seen.heatmaps.shape[1], 2 * seen.heatmaps.shape[2])
     heatmaps = seen.heatmaps if seen.enlarged is None else seen.enlarged
-    return group(heatmaps, seen.tags, order, replace(seen.grouping, min_score=min_score), shape, seen.own)
+    config = seen.grouping
+    if not all_groups and config.refiner:
+        config = replace(config, min_mean=MIN_JUDGED_MEAN, min_score=MIN_EXPECTED_OKS)
+    elif not all_groups:
+        config = replace(config, min_mean=MIN_PERSON_MEAN)
+    return group(heatmaps, seen.tags, order, config, shape, seen.own)
 
 
 class Labeller:
@@ -124,7 +131,7 @@ class Labeller:
             maps |= {name: seen.maps.joints[k] for name, k in zip(self.joints, self._channels, strict=True)}
         values: dict[str, Any] = {}
         if seen.heatmaps is not None:
-            people = find_people(seen, self.joint_set.grouping_order, 0 if self.all_groups else MIN_PERSON_SCORE)
+            people = find_people(seen, self.joint_set.grouping_order, self.all_groups)
             labels = keypoints(people, seen.warp, self.all_groups)
             values = {"keypoints": labels.to_dict(), "num_people": len(people)}
         if self.files:
@@ -157,22 +164,14 @@ def keypoints(people: People, warp: Warp, exact: bool = False) -> fo.Keypoints:
     joints = people.joints.astype(np.float64)
     points = warp.to_image(joints[:, :, :2]) / np.array(warp.image_wh)
     values, scores = joints[:, :, 2], people.scores.astype(np.float64)
-    expected_oks = np.full(len(people), np.nan) if people.expected_oks is None else people.expected_oks.astype(float)
     absent = values == 0 if exact else values < MIN_JOINT_VALUE
     points[absent] = np.nan
     values[absent] = np.nan
     if not exact:
         points, values, scores = points.round(DIGITS), values.round(DIGITS), scores.round(DIGITS)
-        expected_oks = expected_oks.round(DIGITS)
     return fo.Keypoints(
         keypoints=[
-            fo.Keypoint(
-                label="person",
-                points=p.tolist(),
-                confidence=v.tolist(),
-                score=score,
-                expected_oks=None if math.isnan(oks) else oks,
-            )
-            for p, v, score, oks in zip(points, values, scores.tolist(), expected_oks.tolist(), strict=True)
+            fo.Keypoint(label="person", points=p.tolist(), confidence=v.tolist(), score=score)
+            for p, v, score in zip(points, values, scores.tolist(), strict=True)
         ]
     )

@@ -8,7 +8,7 @@ image). Heatmaps stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -204,18 +204,20 @@ class PoseRefiner:
 
     Attributes:
         network: in eval mode, float32, on the CPU
+        flip: for each joint, the joint that it becomes in a mirrored window
     """
 
     network: RefinerNetwork
+    flip: tuple[int, ...]
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], joints: int) -> PoseRefiner:
+    def from_state(cls, state: Mapping[str, Tensor], flip: Sequence[int]) -> PoseRefiner:
         """With these parameters and buffers.
 
         Raises:
             ValueError: if they are not those of a refiner for so many joints, or not finite
         """
-        network = RefinerNetwork(joints)
+        network = RefinerNetwork(len(flip))
         wanted = {name for name in network.state_dict() if not name.endswith("num_batches_tracked")}
         if wanted != {name for name in state if not name.endswith("num_batches_tracked")}:
             raise ValueError("names are missing or unknown.")
@@ -225,7 +227,7 @@ class PoseRefiner:
             network.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
         except RuntimeError as error:
             raise ValueError(f"some of its tensors have other shapes: {error}") from error
-        return cls(network.eval().requires_grad_(False))
+        return cls(network.eval().requires_grad_(False), tuple(flip))
 
     @torch.inference_mode()
     def places(
@@ -257,9 +259,19 @@ class PoseRefiner:
         judged = joints[windows.people]
         values = torch.from_numpy(judged[:, :, 2]).clamp(0, 1)
         drawn = draw(to_cells(judged[:, :, :2], windows), values)
-        shares, logits = self.network(windows.heatmaps, windows.fits, drawn)
+        shares, logits = self._both_ways(windows.heatmaps, windows.fits, drawn)
         cells = likeliest(shares).numpy()
         units = (cells * 2 / CELLS - 1) * HALF
         places = units * windows.sizes[:, None, None] + windows.centres[:, None]
         places[~torch.isfinite(shares).flatten(1).all(dim=1).numpy()] = np.nan
         return windows.people + first, places.astype(np.float32), torch.sigmoid(logits).numpy()
+
+    def _both_ways(self, *windows: Tensor) -> tuple[Tensor, Tensor]:
+        """The network's results for windows (N, K, CELLS, CELLS), each the mean of the window's and its mirror image's.
+
+        The windows' only: the photo is not seen again.
+        """
+        flip = list(self.flip)
+        shares, logits = self.network(*(torch.cat([window, window[:, flip].flip(3)]) for window in windows))
+        (shares, mirrored), (logits, other) = shares.chunk(2), logits.chunk(2)
+        return (shares + mirrored.flip(3)[:, flip]) / 2, (logits + other) / 2

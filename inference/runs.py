@@ -131,9 +131,8 @@ def declare(dataset: fo.Dataset, fields: dict[str, type]) -> None:
     # All at once: the public add_sample_field() loads the dataset anew for each field, a second for those of a run.
     dataset._merge_sample_field_schema(new)
     for name in (name for name, kind in fields.items() if kind is fo.Keypoints):
-        for path in (f"{name}.keypoints.score", f"{name}.keypoints.expected_oks"):
-            if dataset.get_field(path) is None:  # fields of earlier versions lack the second
-                dataset.add_sample_field(path, fo.FloatField)
+        if dataset.get_field(f"{name}.keypoints.score") is None:
+            dataset.add_sample_field(f"{name}.keypoints.score", fo.FloatField)
 
 
 def style(dataset: fo.Dataset, label_field: str, joint_set: JointSet | None, fields: Iterable[str]) -> None:

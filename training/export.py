@@ -23,6 +23,7 @@ from torch import Tensor
 from inference.calibration import Calibration
 from inference.checkpoint_files import POSE_REFINER, read
 from inference.context import ContextGate
+from inference.joints import COCO
 from inference.network import HigherHRNet, NetworkConfig, check_smoothing
 from inference.pose_prior import PosePrior
 from inference.pose_refiner import PoseRefiner
@@ -91,7 +92,7 @@ def export(
     if pose_refiner:
         if not pose_prior:
             raise ValueError("A pose refiner needs a pose prior, which says how large people are.")
-        PoseRefiner.from_state(pose_refiner, config.joints)
+        PoseRefiner.from_state(pose_refiner, COCO.flip)
         weights |= {POSE_REFINER + k: v.half() for k, v in pose_refiner.items() if "num_batches_tracked" not in k}
     broken = [k for k, v in weights.items() if not torch.isfinite(v).all()]
     if broken:

@@ -3,15 +3,18 @@
 Runs finished weights over the training photos once and keeps a window of their maps around each person whom grouping
 finds and the labels know, or know not to be there (`windows-000.npz`, …; a second call goes on from those that there
 are). Then learns, for so many minutes, to say from such windows where the joints are. Writes
-`pose_refiner.safetensors`, for `training.export`.
+`pose_refiner.safetensors`, for `training.export`. With `--start` it goes on from the refiner of an earlier edition.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import time
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +27,7 @@ from tqdm import tqdm
 
 from evaluation.matching import Truth, oks
 from inference import checkpoints
-from inference.checkpoint_files import file_sha256
+from inference.checkpoint_files import file_sha256, read
 from inference.geometry import Warp
 from inference.grouping import group
 from inference.joints import COCO
@@ -32,20 +35,20 @@ from inference.pose_prior import PosePrior
 from inference.pose_refiner import CELL, CELLS, HALF, RefinerNetwork, cut_windows, draw, likeliest
 from inference.predictor import Predictor
 from training.dataset import HELD_OUT, Photo, labelled, read_shards, split, trusted
-from training.evaluate import SEGMENT
+from training.evaluate import SEGMENT, mixed_precision
 from training.export import write
 from training.train import Ema, learning_rate
 
 Array = NDArray[np.floating]
-OTHER_SETS = ("people", "openimages", "lspet")
-CHUNK = 500  # photos
+OTHER_SETS = ("people", "openimages", "lspet", "flickr8k")
+CHUNK = 250  # photos
 # Windows are kept larger than the refiner takes them, to be moved and turned. Cells are as large.
 KEPT_HALF, KEPT_CELLS = 3.0, 64
 MOST_PEOPLE = 12  # of a photo, those with the highest values first
 LEAST_OKS = 0.15  # with a labelled person, for a group to be that person
 AREA_ROOT = 1.6  # root of a person's area, in sizes: the median
 LEAST_DEVIATION = 0.7  # cells
-BATCH, WARM_UP, LEARNING_RATE, WEIGHT_DECAY, EMA = 32, 50, 0.002, 0.01, 0.998
+BATCH, WARM_UP, WEIGHT_DECAY, EMA = 32, 50, 0.01, 0.998
 TURN, ZOOM, SHIFT = 12.0, 0.1, 0.15  # deviations: degrees, logarithm, sizes; at most 2.5 times as much
 SCORE = 0.5  # weight of the loss of the score
 UNSEEN, UNDRAWN = 0.08, 0.15  # shares of heatmaps and of drawn joints that are hidden
@@ -67,6 +70,9 @@ class Samples:
     joints: Array
     truth: Array
     areas: Array
+
+
+NAMES = [field.name for field in fields(Samples)]
 
 
 def collect(predictor: Predictor, prior: PosePrior, photo: Photo) -> Samples:
@@ -127,7 +133,7 @@ def choose(photos: list[Photo], others: int) -> list[Photo]:
     return [photo for photo in photos if photo.set_name == "coco"] + [rest[index] for index in order[:others]]
 
 
-def collect_all(weights: Path, input_size: int, photos: list[Photo], folder: Path) -> None:
+def collect_all(weights: Path, input_size: int, photos: list[Photo], folder: Path, processes: int) -> None:
     """Write the windows of all photos, as files of some hundred photos each, where they are not there yet.
 
     Raises:
@@ -137,24 +143,38 @@ def collect_all(weights: Path, input_size: int, photos: list[Photo], folder: Pat
     about = folder / "windows.json"
     if about.exists() and json.loads(about.read_text()) != made_of:
         raise ValueError(f"{folder} has windows of other weights or photos; choose another folder, or empty it.")
+    if checkpoints.load(checkpoints.CUSTOM, weights).network.pose_prior is None:
+        raise ValueError(f"{weights} has no pose prior; make weights with training.export first.")
     write(about, json.dumps(made_of).encode())
+    chunks = {
+        folder / f"windows-{start // CHUNK:03}.npz": photos[start : start + CHUNK]
+        for start in range(0, len(photos), CHUNK)
+    }
+    left = {path: chunk for path, chunk in chunks.items() if not path.exists()}
+    # Processes of one core each: threads would wait for each other in every layer.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        done = [pool.submit(collect_chunk, weights, input_size, chunk, path) for path, chunk in left.items()]
+        for chunk in tqdm(done, unit=f" x {CHUNK} photos"):
+            chunk.result()
+
+
+def collect_chunk(weights: Path, input_size: int, photos: list[Photo], path: Path) -> None:
+    """Write the windows of some photos, with one thread."""
+    torch.set_num_threads(1)
     network = checkpoints.load(checkpoints.CUSTOM, weights).network
     prior = network.pose_prior
-    if prior is None:
-        raise ValueError(f"{weights} has no pose prior; make weights with training.export first.")
+    assert prior
     network.pose_refiner = None
     predictor = Predictor(network, COCO.flip, input_size)
-    for start in range(0, len(photos), CHUNK):
-        chunk = photos[start : start + CHUNK]
-        path = folder / f"windows-{start // CHUNK:03}.npz"
-        if path.exists():
-            continue
-        found = [collect(predictor, prior, photo) for photo in tqdm(chunk, desc=path.name, unit=" photos")]
-        arrays = {name: np.concatenate([getattr(one, name) for one in found]) for name in Samples.__annotations__}
-        partial = path.with_name(f"{path.name}.partial")
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        partial.replace(path)
+    found = [collect(predictor, prior, photo) for photo in photos]
+    arrays = {
+        name: np.concatenate([getattr(one, name) for one in found])
+        for name in (field.name for field in fields(Samples))
+    }
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    partial.replace(path)
 
 
 def read_samples(folder: Path) -> Samples:
@@ -164,9 +184,22 @@ def read_samples(folder: Path) -> Samples:
         ValueError: if it has none
     """
     files = [np.load(path) for path in sorted(folder.glob("windows-*.npz"))]
-    if not sum(len(file["areas"]) for file in files):
+    counts = [len(file["areas"]) for file in files]
+    if not sum(counts):
         raise ValueError(f"{folder} has no windows of people: the weights found nobody whom the labels know.")
-    return Samples(*(np.concatenate([file[name] for file in files]) for name in Samples.__annotations__))
+
+    def together(name: str) -> Array:
+        """One array, filled file by file: two of all windows would need twice the memory."""
+        parts = (file[name] for file in files)
+        first = next(parts)
+        whole = np.empty((sum(counts), *first.shape[1:]), first.dtype)
+        stop = 0
+        for part in itertools.chain([first], parts):
+            start, stop = stop, stop + len(part)
+            whole[start:stop] = part
+        return whole
+
+    return Samples(*(together(name) for name in NAMES))
 
 
 def augmented(samples: Samples, rows: NDArray[np.integer], rng: np.random.Generator) -> tuple[Tensor, ...]:
@@ -240,21 +273,29 @@ def similarity(places: Tensor, truth: Tensor, areas: Tensor) -> Tensor:
     return (near * truth[:, :, 2]).sum(dim=1) / truth[:, :, 2].sum(dim=1).clamp_min(1)
 
 
-def train(samples: Samples, minutes: float, path: Path, seed: int = 0) -> None:
-    """Learn for so many minutes; write the moving average of the refiner's parameters, now and then and at the end."""
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
+def train(samples: Samples, minutes: float, path: Path, start: dict[str, Tensor] | None, rate: float) -> None:
+    """Learn for so many minutes; write the moving average of the refiner's parameters, now and then and at the end.
+
+    Args:
+        start: parameters to begin with; None = at random
+        rate: the highest learning rate
+    """
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
     network = RefinerNetwork(len(COCO)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if start:
+        network.load_state_dict({name: value.float() for name, value in start.items()}, strict=False)
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
     average = Ema(network, EMA)
     network.train()
     started, step, sums = time.monotonic(), 0, np.zeros(3)
-    while (progress := (time.monotonic() - started) / 60 / minutes) < 1:
-        rate = learning_rate(progress, step, {"learning_rate": LEARNING_RATE, "warm_up": WARM_UP})
+    while (passed := (time.monotonic() - started) / 60) < minutes:
         for parameters in optimiser.param_groups:
-            parameters["lr"] = rate
+            parameters["lr"] = learning_rate(passed / minutes, step, {"learning_rate": rate, "warm_up": WARM_UP})
         heatmaps, fits, drawn, truth, areas = augmented(samples, rng.integers(len(samples.truth), size=BATCH), rng)
-        shares, logits = network(heatmaps, fits, drawn)
+        with mixed_precision(heatmaps.device):
+            shares, logits = network(heatmaps, fits, drawn)
+        shares, logits = shares.float(), logits.float()
         similar = similarity(likeliest(shares.detach()), truth, areas)
         place, score = refiner_loss(shares, truth), F.binary_cross_entropy_with_logits(logits, similar)
         loss = place + SCORE * score
@@ -266,7 +307,7 @@ def train(samples: Samples, minutes: float, path: Path, seed: int = 0) -> None:
         step, sums = step + 1, sums + np.array([place.item(), score.item(), similar.sum().item() / BATCH])
         if step % 100 == 0:
             values = ", ".join(f"{value:.4f}" for value in sums / 100)
-            print(f"step {step}, {60 * minutes * progress:.0f} s, place, score, OKS {values}", flush=True)
+            print(f"step {step}, {60 * passed:.0f} s, place, score, OKS {values}", flush=True)
             sums = np.zeros(3)
         if step % 1000 == 0:
             keep(average.state, path)
@@ -284,12 +325,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for the windows and the result")
     parser.add_argument("--minutes", type=float, default=40, help="of learning (default: %(default)s)")
     parser.add_argument("--input-size", type=int, default=384, help="short side in pixels (default: %(default)s)")
-    parser.add_argument("--others", type=int, default=1500, help="photos of other sets (default: %(default)s)")
+    parser.add_argument("--others", type=int, default=5000, help="photos of other sets (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=2, help="that find windows (default: %(default)s)")
+    parser.add_argument("--start", type=Path, help="a .safetensors file of training.export whose refiner to start from")
+    parser.add_argument("--learning-rate", type=float, default=0.002, help="the highest (default: %(default)s)")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    photos = split(read_shards(arguments.data), **HELD_OUT)[0]
-    collect_all(arguments.weights, arguments.input_size, choose(photos, arguments.others), arguments.output)
-    train(read_samples(arguments.output), arguments.minutes, arguments.output / "pose_refiner.safetensors")
+    photos = choose(split(read_shards(arguments.data), **HELD_OUT)[0], arguments.others)
+    collect_all(arguments.weights, arguments.input_size, photos, arguments.output, arguments.processes)
+    start = read(arguments.start).pose_refiner if arguments.start else None
+    path = arguments.output / "pose_refiner.safetensors"
+    train(read_samples(arguments.output), arguments.minutes, path, start, arguments.learning_rate)
 
 
 if __name__ == "__main__":

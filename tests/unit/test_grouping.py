@@ -234,15 +234,16 @@ def test_peaks_are_the_maximum_of_their_surroundings() -> None:
     assert sorted(found.tolist()) == pytest.approx([0.7, 0.8, 0.9])
 
 
-def test_groups_of_stray_peaks_are_left_out_by_their_score() -> None:
+def test_groups_of_stray_peaks_are_left_out_by_their_mean() -> None:
     heatmaps, tags = np.zeros((17, 64, 64), np.float32), np.zeros((17, 64, 64, 1), np.float32)
     for joint in range(17):
         bump(heatmaps, joint, 10, 3 * joint + 5)
     bump(heatmaps, 9, 50, 50, 0.5)
     tags[:, :, 40:] = 8
     assert group(heatmaps, tags, ORDER).scores.tolist() == pytest.approx([0.9, 0.5 / 17], abs=1e-5)
-    (score,) = group(heatmaps, tags, ORDER, GroupingConfig(min_score=0.2)).scores
-    assert score == pytest.approx(0.9)
+    for config in (GroupingConfig(min_mean=0.2), GroupingConfig(min_score=0.2)):
+        (score,) = group(heatmaps, tags, ORDER, config).scores
+        assert score == pytest.approx(0.9)
 
 
 def test_people_are_found_in_the_networks_own_values_and_have_those_of_the_maps() -> None:
@@ -259,6 +260,6 @@ def test_people_are_found_in_the_networks_own_values_and_have_those_of_the_maps(
     assert alone.scores == pytest.approx(alone.joints[:, :, 2].mean(axis=1), abs=1e-6)
 
     best = float(seen.scores.max())
-    few = group(own * factors, tags, ORDER, GroupingConfig(min_score=best - 1e-6), (80, 96), own)
+    few = group(own * factors, tags, ORDER, GroupingConfig(min_mean=best - 1e-6), (80, 96), own)
     assert few.scores.tolist() == pytest.approx([best])
-    assert len(group(own * 0.01, tags, ORDER, GroupingConfig(min_score=best), (80, 96), own)) == 0
+    assert len(group(own * 0.01, tags, ORDER, GroupingConfig(min_mean=best), (80, 96), own)) == 0

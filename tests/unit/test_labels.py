@@ -1,7 +1,5 @@
 """People as a run stores them: which ones, and which of their joints."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -28,9 +26,6 @@ def test_joints_are_relative_to_the_image_and_doubtful_ones_are_left_out():
     assert exact.points[1] == pytest.approx((0.5, 0.3), abs=1e-6)
     assert exact.confidence[1] == pytest.approx(0.09, abs=1e-6)
     assert np.isnan(exact.points[2]).all(), "what has no value at all is nowhere"
-    assert stored.expected_oks is None, "no refiner judged"
-    judged = replace(people, expected_oks=np.array([0.654321], np.float32))
-    assert labels.keypoints(judged, warp).keypoints[0].expected_oks == 0.65432
 
 
 def test_people_below_the_least_score_are_left_out_unless_all_groups_are_asked_for():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import skimage.data
@@ -15,10 +18,12 @@ from torch.nn import functional
 
 from inference import checkpoints
 from inference.calibration import Calibration
-from inference.checkpoint_files import POSE_REFINER
+from inference.checkpoint_files import POSE_REFINER, read
 from inference.geometry import warp_for
 from inference.grouping import GroupingConfig, group
 from inference.joints import COCO
+from inference.labels import Seen, find_people
+from inference.maps import ImageMaps
 from inference.network import HigherHRNet, NetworkConfig
 from inference.pose_prior import PosePrior
 from inference.pose_refiner import (
@@ -34,7 +39,17 @@ from inference.predictor import Predictor
 from training import refine_poses
 from training.dataset import Photo
 from training.export import export
-from training.refine_poses import KEPT_CELLS, KEPT_HALF, Samples, augmented, collect, refiner_loss, similarity, truth_of
+from training.refine_poses import (
+    KEPT_CELLS,
+    KEPT_HALF,
+    Samples,
+    augmented,
+    collect,
+    read_samples,
+    refiner_loss,
+    similarity,
+    truth_of,
+)
 
 # A standing person, joints as in COCO: x to the right, y down.
 STANDING = np.array(
@@ -106,7 +121,7 @@ def test_joints_of_an_untrained_refiner_are_where_the_maps_say() -> None:
     torch.manual_seed(0)
     places = 3 * STANDING + (90, 80)
     heatmaps, tags, joints = scene(places)
-    refiner = PoseRefiner(RefinerNetwork(17).eval())
+    refiner = PoseRefiner(RefinerNetwork(17).eval(), COCO.flip)
     joints[0, 3, :2] += 9  # grouping was wrong
     people, refined, similar = refiner.places(heatmaps, tags, joints, SHAPE, prior())
     assert people.tolist() == [0]
@@ -124,33 +139,87 @@ def test_joints_of_an_untrained_refiner_are_where_the_maps_say() -> None:
         refiner.places(heatmaps, np.full_like(tags, np.nan), joints, SHAPE, prior())
 
 
+class Mover(PoseRefiner):
+    """Says what it is told to say of the first people."""
+
+    def __init__(self, moved: NDArray[np.float32], expected: list[float]):
+        super().__init__(RefinerNetwork(17), COCO.flip)
+        object.__setattr__(self, "answer", (np.arange(len(moved)), moved, np.array(expected, np.float32)))
+
+    def places(self, *arguments: object) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.float32]]:
+        return self.answer  # type: ignore[attr-defined]
+
+
 def test_grouping_moves_people_and_reads_their_values_there() -> None:
     heatmaps, tags, joints = scene(3 * STANDING + (90.3, 80.6))
     moved = joints[0, :, :2] + (3, 0)
     moved[9] = -5, 80
-
-    class Mover(PoseRefiner):
-        def places(self, *arguments: object) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.float32]]:
-            return np.array([0]), moved[None], np.array([0.7], np.float32)
-
-    config = GroupingConfig(prior=prior(), refiner=Mover(RefinerNetwork(17)))
+    config = GroupingConfig(prior=prior(), refiner=Mover(moved[None], [0.7]))
     people = group(heatmaps, tags, COCO.grouping_order, config, SHAPE)
     assert len(people) == 1
     assert people.joints[0, 9, 0] == 0, "a joint outside of the picture is at its edge"
     assert 0 < people.joints[0, 9, 2] < 1e-3, "where nothing is seen of it"
-    moved[9, 0] = 0
-    np.testing.assert_array_equal(people.joints[0, :, :2], moved)
+    expected = moved.copy()
+    expected[9, 0] = 0
+    np.testing.assert_array_equal(people.joints[0, :, :2], expected)
     others = np.delete(people.joints[0, :, 2], 9)
     assert ((others > 0.5) & (others < 0.75)).all()
-    assert people.scores[0] == pytest.approx(0.8, abs=0.05), "a score is of where the joints were seen"
-    plain = group(heatmaps, tags, COCO.grouping_order, GroupingConfig(prior=prior()), SHAPE)
-    np.testing.assert_array_equal(people.scores, plain.scores)
+    assert people.scores.tolist() == pytest.approx([0.7]), "the OKS to be expected"
     dimmed = group(heatmaps / 2, tags, COCO.grouping_order, config, SHAPE, heatmaps)
-    np.testing.assert_array_equal(dimmed.joints[0, :, :2], moved)
+    np.testing.assert_array_equal(dimmed.joints[0, :, :2], expected)
     np.testing.assert_allclose(dimmed.joints[0, :, 2], people.joints[0, :, 2] / 2, atol=1e-6)
-    assert plain.expected_oks is None
-    assert people.expected_oks is not None
-    assert people.expected_oks.tolist() == pytest.approx([0.7])
+    assert dimmed.scores.tolist() == pytest.approx([0.7])
+    plain = group(heatmaps, tags, COCO.grouping_order, GroupingConfig(prior=prior()), SHAPE)
+    assert plain.scores.tolist() == pytest.approx([0.8], abs=0.05), "without a refiner the mean value"
+    assert len(group(heatmaps, tags, COCO.grouping_order, replace(config, min_score=0.71), SHAPE)) == 0
+    assert len(group(heatmaps, tags, COCO.grouping_order, replace(config, min_mean=0.9), SHAPE)) == 0
+
+
+def test_fragments_that_become_copies_are_dropped() -> None:
+    heatmaps, tags, joints = scene(3 * STANDING + (60.3, 80.6))
+    tags[:5] += 5  # the face becomes a group of its own
+    first = joints[0, :, :2]
+    apart = first + np.array([80, 0])
+    order = COCO.grouping_order
+    plain = group(heatmaps, tags, order, GroupingConfig(prior=prior(), refine=False), SHAPE)
+    assert len(plain) == 2
+    means = plain.scores
+    for moved, expected, left in (
+        ((first, first + 2), (0.6, 0.6), [means.argmax()]),
+        ((first, first + 2), np.where(means == means.max(), 0.1, 0.9), [means.argmin()]),
+        ((first, apart), (0.6, 0.6), [0, 1]),
+    ):
+        config = GroupingConfig(prior=prior(), refiner=Mover(np.array(moved, np.float32), list(expected)))
+        people = group(heatmaps, tags, order, config, SHAPE)
+        np.testing.assert_array_equal(people.joints[:, :, :2], np.array(moved, np.float32)[left])
+        np.testing.assert_allclose(people.scores, np.array(expected)[left], atol=1e-6)
+
+
+def test_mirrored_windows_give_mirrored_joints() -> None:
+    torch.manual_seed(0)
+    network = RefinerNetwork(17).eval()
+    torch.nn.init.normal_(network.head.weight, std=0.1)
+    refiner = PoseRefiner(network, COCO.flip)
+    windows = torch.rand(3, 2, 17, CELLS, CELLS)
+    shares, logits = refiner._both_ways(*windows)
+    flip = list(COCO.flip)
+    mirrored, same = refiner._both_ways(*windows[:, :, flip].flip(4))
+    torch.testing.assert_close(mirrored, shares[:, flip].flip(3))
+    torch.testing.assert_close(same, logits)
+    assert (network(*windows)[0] - shares).abs().max() > 0.01
+
+
+def test_a_run_keeps_people_whose_pose_can_be_expected_to_be_right() -> None:
+    heatmaps, tags, joints = scene(3 * STANDING + (90.3, 80.6))
+    counts = []
+    for expected in (0.25, 0.35):
+        config = GroupingConfig(prior=prior(), refiner=Mover(joints[:, :, :2], [expected]))
+        warp = warp_for((224, 160), 160)
+        seen = Seen(warp, ImageMaps(None, np.zeros((8, 8), np.uint8), 0.8), heatmaps, tags, grouping=config)
+        counts += [len(find_people(seen, COCO.grouping_order, all_groups)) for all_groups in (False, True)]
+        dark = Seen(warp, seen.maps, heatmaps / 20, tags, own=heatmaps, grouping=config)
+        counts += [len(find_people(dark, COCO.grouping_order, all_groups)) for all_groups in (False, True)]
+    assert counts == [0, 1, 0, 1, 1, 1, 0, 1]
 
 
 def with_refiner(path: Path, state: dict[str, torch.Tensor]) -> Path:
@@ -301,8 +370,10 @@ def test_it_learns_from_the_people_whom_weights_find(tmp_path: Path, monkeypatch
     astronaut[:, :2] = image.warp.to_image(astronaut[:, :2])
     keypoints = np.column_stack([astronaut[:, :2], 2 * (astronaut[:, 2] > 0.1)])
     record = {"bbox": [60, 0, 380, 512], "keypoints": keypoints.ravel().tolist(), "num_keypoints": 9}
-    known = Photo(tmp_path, 0, 0, {"persons": [record], "ignore": []})
-    monkeypatch.setattr(Photo, "image", lambda _: photo)
+    shard = tmp_path / "coco-000.tar"  # of which photos are read where they say that they lie
+    cv2.imwrite(str(tmp_path / "astronaut.png"), photo[:, :, ::-1])
+    size = (tmp_path / "astronaut.png").rename(shard).stat().st_size
+    known = Photo(shard, 0, size, {"persons": [record], "ignore": []})
 
     assert model.network.pose_prior is not None
     found = collect(predictor, model.network.pose_prior, known)
@@ -310,16 +381,26 @@ def test_it_learns_from_the_people_whom_weights_find(tmp_path: Path, monkeypatch
     there = found.truth[0, :, 2] > 0
     assert there.sum() >= 5
     np.testing.assert_allclose(found.joints[0, there, :2], found.truth[0, there, :2], atol=0.05)
-    nobody = Photo(tmp_path, 0, 0, {"persons": [], "ignore": []})
+    untrusted = Path(shutil.copy(shard, tmp_path / "people-000.tar"))  # whose labels may lack people
+    nobody = Photo(untrusted, 0, size, {"persons": [], "ignore": []})
     assert len(collect(predictor, model.network.pose_prior, nobody).truth) == 0
 
     monkeypatch.setattr(refine_poses, "split", lambda photos, **_: (photos, []))
     monkeypatch.setattr(refine_poses, "read_shards", lambda _: [known, nobody])
-    monkeypatch.setattr(Photo, "set_name", "coco")
+    monkeypatch.setattr(refine_poses, "CHUNK", 1)
     source = checkpoints.ASSETS / f"{checkpoints.DEFAULT_MODEL}.safetensors"
     arguments = ["refine", "--data", "x", "--weights", str(source), "--output", str(tmp_path), "--minutes", "0.05"]
     monkeypatch.setattr("sys.argv", arguments)
     refine_poses.main()
+    assert sorted(path.name for path in tmp_path.glob("windows-*")) == ["windows-000.npz", "windows-001.npz"]
+    together = read_samples(tmp_path)
+    first, second = (np.load(tmp_path / f"windows-00{number}.npz") for number in (0, 1))
+    for name in first.files:
+        np.testing.assert_array_equal(getattr(together, name), np.concatenate([first[name], second[name]]))
     state = load_file(tmp_path / "pose_refiner.safetensors")
-    assert PoseRefiner.from_state(state, 17).network.head.weight.any()
-    assert [path.name for path in tmp_path.glob("windows-*")] == ["windows-000.npz"]
+    assert PoseRefiner.from_state(state, COCO.flip).network.head.weight.any()
+
+    monkeypatch.setattr("sys.argv", [*arguments[:-1], "0", "--start", str(source)])
+    refine_poses.main()
+    again, bundled = load_file(tmp_path / "pose_refiner.safetensors"), read(source).pose_refiner
+    torch.testing.assert_close(again["head.weight"], bundled["head.weight"].float())
