@@ -1,10 +1,11 @@
 """How well a model finds joints and people: `python -m benchmarks.accuracy --images DIR --annotations COCO.json`.
 
 Images go through the functions of the pipeline. `ap…` and `ar` are pycocotools' keypoint figures over the people that
-grouping finds, as published: every group of peaks counts, ranked by its score. `stored_ap…` and `stored_ar` are the
-same over the people that a run stores, without groups and joints that were only guessed: what the operator
-evaluate_heatmaps gives. Where the model has other joints than the annotations, those that both name are compared
-(`joints` says how many). The other figures judge the default maps (8 bits, resolution "network"):
+grouping finds, as published: every group of peaks counts, ranked by its score (but for the copies that a pose refiner
+makes). `stored_ap…` and `stored_ar` are the same over the people that a run stores, without groups and joints that
+were only guessed: what the operator evaluate_heatmaps gives. Where the model has other joints than the annotations,
+those that both name are compared (`joints` says how many). The other figures judge the default maps (8 bits,
+resolution "network"):
 
 - `joint_recall`: share of labelled joints (v >= 1, people larger than 32^2) whose map has a local maximum of at least
   0.2 within 0.15 * sqrt(area); `joint_recall_large`: of people larger than 96^2

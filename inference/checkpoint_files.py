@@ -200,6 +200,8 @@ def pose_refiner_of(file: CheckpointFile, flip: tuple[int, ...]) -> PoseRefiner 
     if not file.pose_refiner:
         return None
     try:
+        if POSE_PRIOR not in file.metadata:
+            raise ValueError("there is no pose prior beside it, which says how large people are.")
         return PoseRefiner.from_state(file.pose_refiner, flip)
     except ValueError as error:
         raise CheckpointError(f"The pose refiner in {file.path} cannot be used: {error}") from error

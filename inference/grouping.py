@@ -32,7 +32,7 @@ NEARBY = np.stack(np.meshgrid(*2 * [np.linspace(-1, 1, 21)]), axis=-1).reshape(-
 NEARBY = NEARBY[np.linalg.norm(NEARBY, axis=1) <= 1]  # places in a circle of radius 1
 DARK = 1e-6  # value of a joint that is known from the others only
 SAME_PLACE = 0.25  # of a person's size: deviation of the Gaussian by which two people's joints are compared
-SAME_PERSON = 0.5  # the mean of that over all joints, from which on two people are one
+SAME_PERSON = 0.5  # two people are one where the mean of these over their joints is higher
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,11 @@ class GroupingConfig:
         adjust: move joints a quarter pixel towards the higher neighbour
         refine: look for the joints that a person lacks
         min_mean: groups with a lower mean value over all K joints are left out, before missing joints are looked for
-        min_score: people with a lower score are left out
+        min_score: people with a lower score are left out; see :class:`People` for what scores are
         prior: how a person's joints lie to each other; None = only tags decide, as published
-        refiner: moves the joints of people whose pose is known by the prior; None = they stay at their maps' peaks
+        refiner: with a prior, and where missing joints are looked for, it moves the joints of people of whom enough fit
+            the prior, gives these people their scores, and copies of people are dropped; None = joints stay at their
+            maps' peaks
     """
 
     detection_threshold: float = 0.1
@@ -100,7 +102,7 @@ def group(
         config: settings
         shape: (H, W) to enlarge the heatmaps to; people's joints are in pixels there. None = the heatmaps' own
         own: the network's own values, where gate or calibration made other heatmaps of them: people are found in these,
-            but have the values that the heatmaps give them, also in mean and score. None = the heatmaps are those
+            but have the values that the heatmaps give them, also in means of values. None = the heatmaps are those
 
     Returns:
         the people, in the order in which they were found
@@ -123,22 +125,25 @@ def group(
             people = _regroup(people, candidates, order, config, config.prior)
     if config.adjust:
         _adjust(people, maps)
-    means = people[:, :, 2].mean(axis=1)
-    scores = means if shown is maps else _values(people, shown).mean(axis=1)
+    means = people[:, :, 2].mean(axis=1)  # of the network's own values; joints that were not found count as 0
+    scores = means.copy() if shown is maps else _values(people, shown).mean(axis=1)
     bright = scores >= config.min_mean
     people, means, scores = people[bright], means[bright], scores[bright]
-    result = People(people, people[:, :, 3].copy(), scores)
+    first_tags = people[:, :, 3].copy()
+    kept = np.ones(len(people), bool)
     if config.refine and len(people):
         if config.prior:
             _look_near(people, maps, tag_map, config.prior)
         _refine(people, maps, tag_map)
         if config.prior and config.refiner:
-            result = _judge(result, means, own, tags, shape, config.prior, config.refiner)
-    kept = result.scores >= config.min_score
-    joints = result.joints[kept, :, :3]
+            judged, expected = _move(people, own, tags, shape, config.prior, config.refiner)
+            scores[judged] = expected
+            kept[judged] = ~_copies(people[judged, :, :2], means[judged] * expected)
+    kept &= scores >= config.min_score
+    joints = people[kept, :, :3]
     if shown is not maps or config.refiner:
         joints[:, :, 2] = _values(joints, shown)
-    return People(joints, result.tags[kept], result.scores[kept])
+    return People(joints, first_tags[kept], scores[kept])
 
 
 def _adjust(people: Array, maps: Enlarged) -> None:
@@ -148,33 +153,28 @@ def _adjust(people: Array, maps: Enlarged) -> None:
     people[found, joints, :2] = _quarter(maps, joints, ys, xs)
 
 
-def _judge(
-    people: People,
-    means: Array,
-    own: Array,
-    tags: Array,
-    shape: tuple[int, int],
-    prior: PosePrior,
-    refiner: PoseRefiner,
-) -> People:
-    """People with joints and scores as the refiner says, without copies; those whom it cannot judge stay as they are.
+def _move(
+    people: Array, own: Array, tags: Array, shape: tuple[int, int], prior: PosePrior, refiner: PoseRefiner
+) -> tuple[Indices, Array]:
+    """Put joints where the refiner says, in place.
 
-    Args:
-        means: (P,) mean values at the joints that were found, by which fragments of a person are known
+    Returns:
+        the people (N,) whom it can judge, and the OKS (N,) to be expected of them
     """
-    joints, scores = people.joints.copy(), people.scores.copy()
-    judged, places, expected = refiner.places(own, tags, joints[:, :, :3], shape, prior)
+    judged, places, expected = refiner.places(own, tags, people[:, :, :3], shape, prior)
     edge = np.nextafter(np.array(shape[::-1], np.float32), np.float32(0))
-    joints[judged, :, :2] = places.clip(0, edge)  # a joint beyond the image's edge is drawn at the edge
-    joints[judged, :, 2] = 1  # present; the value follows
-    scores[judged] = expected
-    copies = judged[_copies(places, means[judged] * expected)]
-    rest = np.delete(np.arange(len(people)), copies)
-    return People(joints[rest], people.tags[rest], scores[rest])
+    people[judged, :, :2] = places.clip(0, edge)  # a joint beyond the image's edge is drawn at the edge
+    people[judged, :, 2] = 1  # present; the value follows
+    return judged, expected
 
 
 def _copies(places: Array, ranking: Array) -> NDArray[np.bool_]:
-    """Which people (P,) with joints at (P, K, 2) have nearly the pose of one of higher rank."""
+    """Which people (P,) have nearly the pose of one of higher rank, who is no copy.
+
+    Args:
+        places: (P, K, 2) of their joints
+        ranking: (P,); by the mean value over all K joints a fragment, which the refiner makes a copy, comes last
+    """
     spread = places - places.mean(axis=1, keepdims=True)
     sizes = np.sqrt((spread**2).sum(axis=2).mean(axis=1))
     squares = ((places[:, None] - places) ** 2).sum(axis=3)

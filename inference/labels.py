@@ -22,12 +22,14 @@ from .runs import DONE
 from .settings import Settings, find_maps
 
 # The published grouping makes a group of every stray peak. A ranking by score, as in AP, does not mind; people who look
-# at skeletons do, and so does the App, which loads all of them with every page. A pose refiner judges all whom
-# the maps show at all.
-MIN_PERSON_MEAN = 0.15
-MIN_JUDGED_MEAN, MIN_EXPECTED_OKS = 0.05, 0.3
-# It also finds a place for every joint that a person lacks, however low the heatmap is there; these are not drawn. (Of the
-# bundled model's joints, those from 0.05 to 0.1 are right as often as those from 0.1 to 0.2; see training/README.md.)
+# at skeletons do, and so does the App, which loads all of them with every page.
+MIN_MEAN = 0.15  # value over all joints, without a pose refiner
+# With one; whom it cannot judge, as fewer than four joints fit a pose, has too low a score. Both numbers were chosen on
+# held-out photos, see training/README.md.
+MIN_JUDGED_MEAN = 0.05
+MIN_EXPECTED_OKS = 0.3
+# It also finds a place for every joint that a person lacks, however low the heatmap is there; these are not drawn.
+# The bundled model's labelled joints are right as often from 0.05 to 0.1 as from 0.1 to 0.2, see training/README.md.
 MIN_JOINT_VALUE = 0.05
 NO_NUMBERS = "The network gave values that are no numbers: its weights are damaged, or their training diverged."
 DIGITS = 5  # of coordinates relative to the image and of heatmap values: a hundredth of a pixel, in half the bytes
@@ -79,7 +81,11 @@ def see(predictor: Predictor, settings: Settings, images: Sequence[PreparedImage
 
 
 def find_people(seen: Seen, order: tuple[int, ...], all_groups: bool = True) -> People:
-    """Group what was seen; see :func:`group`. Joints are in pixels of the network's input (its base scale)."""
+    """Group what was seen; see :func:`group`. Joints are in pixels of the network's input (its base scale).
+
+    Args:
+        all_groups: keep doubtful people, too
+    """
     assert seen.heatmaps is not None
     assert seen.tags is not None
     shape = (2 * seen.heatmaps.shape[1], 2 * seen.heatmaps.shape[2])
@@ -88,7 +94,7 @@ def find_people(seen: Seen, order: tuple[int, ...], all_groups: bool = True) -> 
     if not all_groups and config.refiner:
         config = replace(config, min_mean=MIN_JUDGED_MEAN, min_score=MIN_EXPECTED_OKS)
     elif not all_groups:
-        config = replace(config, min_mean=MIN_PERSON_MEAN)
+        config = replace(config, min_mean=MIN_MEAN)
     return group(heatmaps, seen.tags, order, config, shape, seen.own)
 
 

@@ -3,7 +3,7 @@
 Grouping takes each joint at a peak of its own map. Where a young network is unsure, the other joints often tell which
 of two places it is, or that it is neither. The refiner looks at heatmaps and tags in a window around each person, as
 large as the person needs, and says for each joint how likely it is where (as PoseFix, arXiv 1812.03595, does from the
-image). Heatmaps stay as they are.
+image), and which OKS with a real person can be expected of the result. Heatmaps stay as they are.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def _within(cells: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PoseRefiner:
-    """Moves people's joints to where all maps around them say that they are most likely.
+    """Says where people's joints are most likely by all maps around them, and how right that can be expected to be.
 
     Attributes:
         network: in eval mode, float32, on the CPU
@@ -267,11 +267,11 @@ class PoseRefiner:
         return windows.people + first, places.astype(np.float32), torch.sigmoid(logits).numpy()
 
     def _both_ways(self, *windows: Tensor) -> tuple[Tensor, Tensor]:
-        """The network's results for windows (N, K, CELLS, CELLS), each the mean of the window's and its mirror image's.
+        """The means of what the network says of windows (N, K, CELLS, CELLS) and of their mirror images.
 
-        The windows' only: the photo is not seen again.
+        This is no flip test: only windows of maps are mirrored, the photo is seen once.
         """
         flip = list(self.flip)
         shares, logits = self.network(*(torch.cat([window, window[:, flip].flip(3)]) for window in windows))
-        (shares, mirrored), (logits, other) = shares.chunk(2), logits.chunk(2)
-        return (shares + mirrored.flip(3)[:, flip]) / 2, (logits + other) / 2
+        (shares, mirrored_shares), (logits, mirrored_logits) = shares.chunk(2), logits.chunk(2)
+        return (shares + mirrored_shares.flip(3)[:, flip]) / 2, (logits + mirrored_logits) / 2

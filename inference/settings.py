@@ -28,7 +28,8 @@ class Settings:
         checkpoint: a local file with weights for that model, instead of its own; becomes absolute, as ``maps_dir``
         maps: ``"max"``, ``"joints"`` (all of them) and names of joints
         keypoints: also group the peaks into people
-        all_groups: keep every group of peaks with every joint, however doubtful, as published figures of AP have it
+        all_groups: keep every group of peaks with every joint, however doubtful, as published figures of AP have it;
+            but for copies of people, where weights have a pose refiner
         storage: ``"files"`` = PNG beside the dataset; ``"memory"`` = in the database
         maps_dir: root of the files; None = ``<default_dataset_dir>/pose-heatmaps/<dataset name>``
         resolution: ``"network"`` or ``"image"``; see :func:`.maps.make_maps`

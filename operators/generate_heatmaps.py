@@ -96,7 +96,8 @@ class GenerateHeatmaps(foo.Operator):
             checkpoint: a local file with weights for it; the model ``"custom"`` takes a HigherHRNet of any size
             maps: ``"max"``, ``"joints"`` (all of them) and names of joints
             keypoints: also group the joints into people
-            all_groups: keep every group of joints, however doubtful, as published figures of AP have it
+            all_groups: keep every group of joints, however doubtful, as published figures of AP have it; but for copies
+                of people, where weights have a pose refiner
             storage: ``"files"`` (PNG) or ``"memory"`` (in the database)
             maps_dir: root of the files; None = ``<default_dataset_dir>/pose-heatmaps/<dataset name>``
             resolution: ``"network"`` (half of the network's input) or ``"image"``

@@ -9,10 +9,12 @@ are). Then learns, for so many minutes, to say from such windows where the joint
 from __future__ import annotations
 
 import argparse
+import hashlib
 import itertools
 import json
 import multiprocessing
 import time
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,7 +29,7 @@ from tqdm import tqdm
 
 from evaluation.matching import Truth, oks
 from inference import checkpoints
-from inference.checkpoint_files import file_sha256, read
+from inference.checkpoint_files import file_sha256, pose_refiner_of, read
 from inference.geometry import Warp
 from inference.grouping import group
 from inference.joints import COCO
@@ -139,7 +141,8 @@ def collect_all(weights: Path, input_size: int, photos: list[Photo], folder: Pat
     Raises:
         ValueError: if the weights have no pose prior, or the folder's windows are of other weights or photos
     """
-    made_of = {"weights": file_sha256(weights), "input_size": input_size, "photos": len(photos)}
+    drawn = hashlib.sha256("\n".join(photo.key for photo in photos).encode()).hexdigest()
+    made_of = {"weights": file_sha256(weights), "input_size": input_size, "photos": drawn, "chunk": CHUNK}
     about = folder / "windows.json"
     if about.exists() and json.loads(about.read_text()) != made_of:
         raise ValueError(f"{folder} has windows of other weights or photos; choose another folder, or empty it.")
@@ -153,9 +156,13 @@ def collect_all(weights: Path, input_size: int, photos: list[Photo], folder: Pat
     left = {path: chunk for path, chunk in chunks.items() if not path.exists()}
     # Processes of one core each: threads would wait for each other in every layer.
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        done = [pool.submit(collect_chunk, weights, input_size, chunk, path) for path, chunk in left.items()]
-        for chunk in tqdm(done, unit=f" x {CHUNK} photos"):
-            chunk.result()
+        pending = [pool.submit(collect_chunk, weights, input_size, chunk, path) for path, chunk in left.items()]
+        try:
+            for one in tqdm(pending, unit=f" x {CHUNK} photos"):
+                one.result()
+        except BaseException:  # also Ctrl-C
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def collect_chunk(weights: Path, input_size: int, photos: list[Photo], path: Path) -> None:
@@ -167,10 +174,7 @@ def collect_chunk(weights: Path, input_size: int, photos: list[Photo], path: Pat
     network.pose_refiner = None
     predictor = Predictor(network, COCO.flip, input_size)
     found = [collect(predictor, prior, photo) for photo in photos]
-    arrays = {
-        name: np.concatenate([getattr(one, name) for one in found])
-        for name in (field.name for field in fields(Samples))
-    }
+    arrays = {name: np.concatenate([getattr(one, name) for one in found]) for name in NAMES}
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -189,7 +193,7 @@ def read_samples(folder: Path) -> Samples:
         raise ValueError(f"{folder} has no windows of people: the weights found nobody whom the labels know.")
 
     def together(name: str) -> Array:
-        """One array, filled file by file: two of all windows would need twice the memory."""
+        """One array, filled file by file: np.concatenate() would hold every window twice."""
         parts = (file[name] for file in files)
         first = next(parts)
         whole = np.empty((sum(counts), *first.shape[1:]), first.dtype)
@@ -273,7 +277,7 @@ def similarity(places: Tensor, truth: Tensor, areas: Tensor) -> Tensor:
     return (near * truth[:, :, 2]).sum(dim=1) / truth[:, :, 2].sum(dim=1).clamp_min(1)
 
 
-def train(samples: Samples, minutes: float, path: Path, start: dict[str, Tensor] | None, rate: float) -> None:
+def train(samples: Samples, minutes: float, path: Path, start: Mapping[str, Tensor] | None, rate: float) -> None:
     """Learn for so many minutes; write the moving average of the refiner's parameters, now and then and at the end.
 
     Args:
@@ -284,7 +288,7 @@ def train(samples: Samples, minutes: float, path: Path, start: dict[str, Tensor]
     rng = np.random.default_rng(0)
     network = RefinerNetwork(len(COCO)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if start:
-        network.load_state_dict({name: value.float() for name, value in start.items()}, strict=False)
+        network.load_state_dict(start)
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
     average = Ema(network, EMA)
     network.train()
@@ -330,10 +334,15 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="a .safetensors file of training.export whose refiner to start from")
     parser.add_argument("--learning-rate", type=float, default=0.002, help="the highest (default: %(default)s)")
     arguments = parser.parse_args()
+    start = None
+    if arguments.start:
+        earlier = pose_refiner_of(read(arguments.start), COCO.flip)
+        if earlier is None:
+            parser.error(f"{arguments.start} has no pose refiner to start from.")
+        start = earlier.network.state_dict()
     arguments.output.mkdir(parents=True, exist_ok=True)
     photos = choose(split(read_shards(arguments.data), **HELD_OUT)[0], arguments.others)
     collect_all(arguments.weights, arguments.input_size, photos, arguments.output, arguments.processes)
-    start = read(arguments.start).pose_refiner if arguments.start else None
     path = arguments.output / "pose_refiner.safetensors"
     train(read_samples(arguments.output), arguments.minutes, path, start, arguments.learning_rate)
 

@@ -28,7 +28,7 @@ def test_joints_are_relative_to_the_image_and_doubtful_ones_are_left_out():
     assert np.isnan(exact.points[2]).all(), "what has no value at all is nowhere"
 
 
-def test_people_below_the_least_score_are_left_out_unless_all_groups_are_asked_for():
+def test_people_below_the_least_mean_are_left_out_unless_all_groups_are_asked_for():
     """Two people, all of whose joints have the values 0.14 and 0.16: so have their scores."""
     heatmaps, tags = np.zeros((17, 64, 64), np.float32), np.zeros((17, 64, 64, 1), np.float32)
     for column, value, tag in ((8, 0.14, -5), (40, 0.16, 5)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from inference import checkpoints
 from inference.calibration import Calibration
 from inference.checkpoint_files import POSE_REFINER, read
 from inference.geometry import warp_for
-from inference.grouping import GroupingConfig, group
+from inference.grouping import GroupingConfig, _copies, group
 from inference.joints import COCO
 from inference.labels import Seen, find_people
 from inference.maps import ImageMaps
@@ -139,15 +140,15 @@ def test_joints_of_an_untrained_refiner_are_where_the_maps_say() -> None:
         refiner.places(heatmaps, np.full_like(tags, np.nan), joints, SHAPE, prior())
 
 
-class Mover(PoseRefiner):
-    """Says what it is told to say of the first people."""
+class Mover:
+    """Says what it is told to say of the people whom it judges, of each of the first ones if not told of whom."""
 
-    def __init__(self, moved: NDArray[np.float32], expected: list[float]):
-        super().__init__(RefinerNetwork(17), COCO.flip)
-        object.__setattr__(self, "answer", (np.arange(len(moved)), moved, np.array(expected, np.float32)))
+    def __init__(self, moved: NDArray, expected: Sequence[float], judged: Sequence[int] | None = None):
+        people = np.arange(len(moved)) if judged is None else np.array(judged, np.intp)
+        self.answer = people, np.array(moved, np.float32), np.array(expected, np.float32)
 
     def places(self, *arguments: object) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.float32]]:
-        return self.answer  # type: ignore[attr-defined]
+        return self.answer
 
 
 def test_grouping_moves_people_and_reads_their_values_there() -> None:
@@ -181,18 +182,43 @@ def test_fragments_that_become_copies_are_dropped() -> None:
     first = joints[0, :, :2]
     apart = first + np.array([80, 0])
     order = COCO.grouping_order
-    plain = group(heatmaps, tags, order, GroupingConfig(prior=prior(), refine=False), SHAPE)
+    plain = group(heatmaps, tags, order, GroupingConfig(prior=prior()), SHAPE)
     assert len(plain) == 2
     means = plain.scores
+    body, face = int(means.argmax()), int(means.argmin())
     for moved, expected, left in (
-        ((first, first + 2), (0.6, 0.6), [means.argmax()]),
-        ((first, first + 2), np.where(means == means.max(), 0.1, 0.9), [means.argmin()]),
+        ((first, first + 2), (0.6, 0.6), [body]),
+        ((first, first + 2), np.where(means == means.max(), 0.1, 0.9), [face]),
         ((first, apart), (0.6, 0.6), [0, 1]),
     ):
-        config = GroupingConfig(prior=prior(), refiner=Mover(np.array(moved, np.float32), list(expected)))
+        config = GroupingConfig(prior=prior(), refiner=Mover(np.array(moved), expected))
         people = group(heatmaps, tags, order, config, SHAPE)
         np.testing.assert_array_equal(people.joints[:, :, :2], np.array(moved, np.float32)[left])
         np.testing.assert_allclose(people.scores, np.array(expected)[left], atol=1e-6)
+
+    for judged in ([face], [body]):  # the other one stays as it is, also where it is the same
+        (other,) = {0, 1} - set(judged)
+        refiner = Mover(plain.joints[[other], :, :2], [0.4], judged)
+        people = group(heatmaps, tags, order, GroupingConfig(prior=prior(), refiner=refiner), SHAPE)
+        np.testing.assert_allclose(people.joints[other], plain.joints[other], atol=2e-6)
+        np.testing.assert_array_equal(people.joints[judged, :, :2], plain.joints[[other], :, :2])
+        assert people.scores[other] == means[other]
+        assert people.scores[judged[0]] == pytest.approx(0.4)
+    nobody = Mover(np.zeros((0, 17, 2)), [])
+    people = group(heatmaps, tags, order, GroupingConfig(prior=prior(), refiner=nobody), SHAPE)
+    np.testing.assert_allclose(people.joints, plain.joints, atol=2e-6)
+    np.testing.assert_array_equal(people.scores, plain.scores)
+
+
+def test_a_copy_of_a_copy_need_not_be_one() -> None:
+    size = np.sqrt(((STANDING - STANDING.mean(axis=0)) ** 2).sum(axis=1).mean())
+    row = np.stack([STANDING + np.array([x * size, 0]) for x in (0.0, 0.2, 0.4)])  # each as near to the next
+    assert _copies(row, np.array([3.0, 2.0, 1.0])).tolist() == [False, True, False]
+    assert _copies(row, np.array([2.0, 3.0, 1.0])).tolist() == [True, False, True]
+    assert _copies(row, np.array([1.0, 1.0, 1.0])).tolist() == [False, True, False], "the first of equals"
+    assert _copies(row, np.array([1.0, 2.0, 3.0])).tolist() == [False, True, False]
+    assert len(_copies(row[:0], np.zeros(0))) == 0
+    assert _copies(row[:2] * 0, np.ones(2)).tolist() == [False, True], "people of no size"
 
 
 def test_mirrored_windows_give_mirrored_joints() -> None:
@@ -222,11 +248,13 @@ def test_a_run_keeps_people_whose_pose_can_be_expected_to_be_right() -> None:
     assert counts == [0, 1, 0, 1, 1, 1, 0, 1]
 
 
-def with_refiner(path: Path, state: dict[str, torch.Tensor]) -> Path:
+def with_refiner(path: Path, state: dict[str, torch.Tensor], prior: bool = True) -> Path:
     """The bundled weights with other tensors of a refiner."""
     source = checkpoints.ASSETS / f"{checkpoints.DEFAULT_MODEL}.safetensors"
     with safe_open(source, "pt") as file:
         metadata = file.metadata()
+    if not prior:
+        del metadata["pose_prior"]
     weights = {name: value for name, value in load_file(source).items() if not name.startswith(POSE_REFINER)}
     save_file({**weights, **{POSE_REFINER + name: value for name, value in state.items()}}, path, metadata)
     return path
@@ -258,6 +286,8 @@ def test_it_comes_with_the_weights_and_stays_with_them(tmp_path: Path) -> None:
     ):
         with pytest.raises(checkpoints.CheckpointError, match="pose refiner"):
             checkpoints.load(checkpoint=with_refiner(tmp_path / "bad.safetensors", bad))
+    with pytest.raises(checkpoints.CheckpointError, match="no pose prior beside it"):
+        checkpoints.load(checkpoint=with_refiner(tmp_path / "bad.safetensors", state, prior=False))
 
 
 # --- training
@@ -373,7 +403,7 @@ def test_it_learns_from_the_people_whom_weights_find(tmp_path: Path, monkeypatch
     shard = tmp_path / "coco-000.tar"  # of which photos are read where they say that they lie
     cv2.imwrite(str(tmp_path / "astronaut.png"), photo[:, :, ::-1])
     size = (tmp_path / "astronaut.png").rename(shard).stat().st_size
-    known = Photo(shard, 0, size, {"persons": [record], "ignore": []})
+    known = Photo(shard, 0, size, {"source": "coco", "id": 1, "persons": [record], "ignore": []})
 
     assert model.network.pose_prior is not None
     found = collect(predictor, model.network.pose_prior, known)
@@ -382,7 +412,7 @@ def test_it_learns_from_the_people_whom_weights_find(tmp_path: Path, monkeypatch
     assert there.sum() >= 5
     np.testing.assert_allclose(found.joints[0, there, :2], found.truth[0, there, :2], atol=0.05)
     untrusted = Path(shutil.copy(shard, tmp_path / "people-000.tar"))  # whose labels may lack people
-    nobody = Photo(untrusted, 0, size, {"persons": [], "ignore": []})
+    nobody = Photo(untrusted, 0, size, {"source": "people", "id": 1, "persons": [], "ignore": []})
     assert len(collect(predictor, model.network.pose_prior, nobody).truth) == 0
 
     monkeypatch.setattr(refine_poses, "split", lambda photos, **_: (photos, []))
@@ -404,3 +434,8 @@ def test_it_learns_from_the_people_whom_weights_find(tmp_path: Path, monkeypatch
     refine_poses.main()
     again, bundled = load_file(tmp_path / "pose_refiner.safetensors"), read(source).pose_refiner
     torch.testing.assert_close(again["head.weight"], bundled["head.weight"].float())
+
+    without = with_refiner(tmp_path / "without.safetensors", {})
+    monkeypatch.setattr("sys.argv", [*arguments, "--start", str(without)])
+    with pytest.raises(SystemExit):
+        refine_poses.main()
