@@ -113,8 +113,8 @@ def group(
     config = config or GroupingConfig()
     shape = shape or (heatmaps.shape[1], heatmaps.shape[2])
     own = heatmaps if own is None else own
-    # nobody there: the usual case in many datasets; no mean is above the highest value
-    if own.max() <= config.detection_threshold or heatmaps.max() < config.min_mean:
+    # nobody there: the usual case in many datasets; no mean is above that of the highest values of all joints
+    if own.max() <= config.detection_threshold or np.maximum(heatmaps.max(axis=(1, 2)), 0).mean() < config.min_mean:
         return People(*(np.zeros((0, *rest), np.float32) for rest in ((len(heatmaps), 3), (len(heatmaps),), ())))
     shown = Enlarged(heatmaps, shape)
     maps, tag_map = shown if own is heatmaps else Enlarged(own, shape), TagMap(tags, shape)
