@@ -26,7 +26,7 @@ from .settings import Settings, find_maps
 MIN_MEAN = 0.15  # value over all joints, without a pose refiner
 # With one; whom it cannot judge, as fewer than four joints fit a pose, has too low a score. Both numbers were chosen on
 # held-out photos, see training/README.md.
-MIN_JUDGED_MEAN = 0.05
+MIN_JUDGED_MEAN = 0.1
 MIN_EXPECTED_OKS = 0.3
 # It also finds a place for every joint that a person lacks, however low the heatmap is there; these are not drawn.
 # The bundled model's labelled joints are right as often from 0.05 to 0.1 as from 0.1 to 0.2, see training/README.md.
