@@ -24,8 +24,8 @@ from .settings import Settings, find_maps
 # The published grouping makes a group of every stray peak. A ranking by score, as in AP, does not mind; people who look
 # at skeletons do, and so does the App, which loads all of them with every page.
 MIN_MEAN = 0.15  # value over all joints, without a pose refiner
-# With one; whom it cannot judge, as fewer than four joints fit a pose, has too low a score. Both numbers were chosen on
-# held-out photos, see training/README.md.
+# With one; whom it cannot judge, as fewer than four joints fit a pose, has too low a score. How both numbers
+# were chosen is in training/README.md.
 MIN_JUDGED_MEAN = 0.1
 MIN_EXPECTED_OKS = 0.3
 # It also finds a place for every joint that a person lacks, however low the heatmap is there; these are not drawn.
@@ -91,10 +91,9 @@ def find_people(seen: Seen, order: tuple[int, ...], all_groups: bool = True) -> 
     shape = (2 * seen.heatmaps.shape[1], 2 * seen.heatmaps.shape[2])
     heatmaps = seen.heatmaps if seen.enlarged is None else seen.enlarged
     config = seen.grouping
-    if not all_groups and config.refiner:
-        config = replace(config, min_mean=MIN_JUDGED_MEAN, min_score=MIN_EXPECTED_OKS)
-    elif not all_groups:
-        config = replace(config, min_mean=MIN_MEAN)
+    if not all_groups:
+        min_mean, min_score = (MIN_JUDGED_MEAN, MIN_EXPECTED_OKS) if config.refiner else (MIN_MEAN, 0.0)
+        config = replace(config, min_mean=min_mean, min_score=min_score)
     return group(heatmaps, seen.tags, order, config, shape, seen.own)
 
 

@@ -186,9 +186,8 @@ class HigherHRNet(nn.Module):
     ``calibration`` says what the values mean that these weights give. ``smoothing`` is the deviation, in pixels of the
     images, of a Gaussian that both results are convolved with. ``context_gate`` dims heatmaps where no body is, before
     the calibration. ``pose_prior`` and ``pose_refiner`` help to make people of the joints that they show, and the
-    latter to score them. They are the
-    identity, 0 and None, as published, unless who loads the weights sets them. Only the smoothing is applied here, the
-    rest by who uses this.
+    latter to score them. They are the identity, 0 and None, as published, unless who loads the weights sets them. Only
+    the smoothing is applied here, the rest by who uses this.
 
     Call with images (B, 3, H, W), float, RGB, normalised by the ImageNet mean and deviation, H and W multiples
     of 32. Returns ``[(B, K + tags, H/4, W/4), (B, K, H/2, W/2)]``: heatmaps (about 0 to 1, unbounded) then tags,
