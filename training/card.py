@@ -25,7 +25,7 @@ from evaluation import evaluate
 from inference import checkpoints, pipeline
 from inference.joints import COCO as JOINTS
 from inference.predictor import Predictor
-from training.export import write
+from training.train import write
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 SECTION = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)

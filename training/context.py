@@ -27,7 +27,7 @@ REACH = 6  # cells
 LOWEST = 0.05  # peaks below are not looked at
 # What all peaks of a kind weigh together: on joints, where nobody is in the picture, and away from those who are there.
 # Joints weigh little: people are found on the maps before the gate, and what it dims there is dimmed for the eye only.
-JOINTS, PERSON_FREE, BACKGROUND = 0.5, 1.0, 0.4
+WEIGHTS = {"joint": 0.5, "person-free": 1.0, "background": 0.4}
 UNIT = 0.2  # of evidence, to which
 DECAY = 0.001  # of the squared weights is meant
 
@@ -40,23 +40,23 @@ def fit_context_gate(network: HigherHRNet, photos: Iterable[Photo], input_size: 
         photos: that it was not trained on, with and without people
         input_size: short side in pixels
     """
-    kinds: dict[float, list[Array]] = {JOINTS: [], PERSON_FREE: [], BACKGROUND: []}
+    kinds: dict[str, list[Array]] = {kind: [] for kind in WEIGHTS}
     for photo in photos:
         image = photo.image()
         if not photo.record["persons"] and not photo.record["ignore"]:
-            kinds[PERSON_FREE].append(peaks(*infer(network, image, input_size))[0])
+            kinds["person-free"].append(peaks(*infer(network, image, input_size))[0])
             continue
         around, joints, places = peaks(*infer(network, image, input_size))
         on_joint, away = whose(joints, places, photo.record)
-        kinds[JOINTS].append(around[on_joint])
-        kinds[BACKGROUND].append(around[away])
+        kinds["joint"].append(around[on_joint])
+        kinds["background"].append(around[away])
         strip = strip_without_people(photo)
         if strip:
             x0, y0, x1, y1 = strip
-            kinds[PERSON_FREE].append(peaks(*infer(network, image[y0:y1, x0:x1], input_size))[0])
+            kinds["person-free"].append(peaks(*infer(network, image[y0:y1, x0:x1], input_size))[0])
     found = {kind: np.concatenate(arrays) for kind, arrays in kinds.items()}
-    shares = np.concatenate([np.full(len(rows), kind / max(1, len(rows))) for kind, rows in found.items()])
-    hits = np.concatenate([np.full(len(rows), kind == JOINTS) for kind, rows in found.items()])
+    shares = np.concatenate([np.full(len(rows), WEIGHTS[kind] / max(1, len(rows))) for kind, rows in found.items()])
+    hits = np.concatenate([np.full(len(rows), kind == "joint") for kind, rows in found.items()])
     return fit_gate(np.concatenate(list(found.values())), hits, shares / shares.sum())
 
 

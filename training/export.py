@@ -12,7 +12,6 @@ import argparse
 import datetime
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,19 +31,13 @@ from training.context import fit_context_gate
 from training.dataset import read_shards, split
 from training.evaluate import add_network_arguments, read_trained
 from training.poses import fit_pose_prior
+from training.train import write
 
 LICENSE = (
     "Trained on data that is licensed for research: LSP Extended, Penn-Fudan, Flickr8k, a set of full-body photos, "
     "ADE20K. COCO annotations are CC BY 4.0; COCO, Flickr8k and Open Images photos are under their Flickr licences."
 )
 DATA = "COCO 2017, Open Images, Flickr8k, Penn-Fudan and full-body photos, LSP Extended, ADE20K (no people)"
-
-
-def write(path: Path, data: bytes) -> None:
-    """Write under a temporary name, then rename."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(data)
-    os.replace(partial, path)
 
 
 def export(
@@ -155,11 +148,11 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.6, help="of the run in that average (default: %(default)s)")
     parser.add_argument("--smoothing", type=float, default=0.0, help="deviation of a Gaussian, input pixels")
     parser.add_argument("--pose-refiner", type=Path, help="what training.refine_poses wrote; else none")
-    parser.add_argument("--photos-seen", type=int, default=0, help="with --weights: training photos behind them")
+    parser.add_argument("--photos-seen", type=int, help="training photos behind the weights, if not the run's")
     arguments = parser.parse_args()
     trained = read_trained(arguments.run, arguments.weights)
     config, state = trained.config, trained.state
-    photos = arguments.photos_seen if trained.photos is None else trained.photos
+    photos = arguments.photos_seen or trained.photos or 0
     if arguments.average:
         state = mean(state, read(arguments.average).state, arguments.share)
     network = HigherHRNet(config).eval()

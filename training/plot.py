@@ -15,12 +15,12 @@ SMOOTHED = 5  # lines of the log
 
 
 def read_columns(path: Path) -> dict[str, list[float]]:
-    """A log as the training writes it, nothing before its first line; lines that a kill cut off are left out."""
+    """A log as the training writes it, nothing before its first line; NaN where a line lacks a column."""
     if not path.exists():
         return {}
     with path.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if all(row.values())]
-    return {name: [float(row[name]) for row in rows] for name in rows[0]} if rows else {}
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name] or "nan") for row in rows] for name in rows[0]} if rows else {}
 
 
 def plot(run: Path) -> Path:

@@ -3,7 +3,8 @@
 Runs finished weights over the training photos once and keeps a window of their maps around each person whom grouping
 finds and the labels know, or know not to be there (`windows-000.npz`, …; a second call goes on from those that there
 are). Then learns, for so many minutes, to say from such windows where the joints are. Writes
-`pose_refiner.safetensors`, for `training.export`. With `--start` it goes on from the refiner of an earlier edition.
+`pose_refiner.safetensors`, for `training.export`, and `refiner.pt`, from which the same command goes on after a kill.
+With `--start` it begins with the refiner of an earlier edition.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import save
+from safetensors import torch as safetensors
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -38,8 +39,7 @@ from inference.pose_refiner import CELL, CELLS, HALF, RefinerNetwork, cut_window
 from inference.predictor import Predictor
 from training.dataset import HELD_OUT, Photo, labelled, read_shards, split, trusted
 from training.evaluate import SEGMENT, mixed_precision
-from training.export import write
-from training.train import Ema, learning_rate
+from training.train import Ema, learning_rate, must_be_finite, save, write
 
 Array = NDArray[np.floating]
 OTHER_SETS = ("people", "openimages", "lspet", "flickr8k")
@@ -51,6 +51,7 @@ LEAST_OKS = 0.15  # with a labelled person, for a group to be that person
 AREA_ROOT = 1.6  # root of a person's area, in sizes: the median
 LEAST_DEVIATION = 0.7  # cells
 BATCH, WARM_UP, WEIGHT_DECAY, EMA = 32, 50, 0.01, 0.998
+LOG_STEPS, SAVE_STEPS = 100, 500
 TURN, ZOOM, SHIFT = 12.0, 0.1, 0.15  # deviations: degrees, logarithm, sizes; at most 2.5 times as much
 SCORE = 0.5  # weight of the loss of the score
 UNSEEN, UNDRAWN = 0.08, 0.15  # shares of heatmaps and of drawn joints that are hidden
@@ -277,25 +278,42 @@ def similarity(places: Tensor, truth: Tensor, areas: Tensor) -> Tensor:
     return (near * truth[:, :, 2]).sum(dim=1) / truth[:, :, 2].sum(dim=1).clamp_min(1)
 
 
-def train(samples: Samples, minutes: float, path: Path, start: Mapping[str, Tensor] | None, rate: float) -> None:
+def train(samples: Samples, minutes: float, folder: Path, start: Mapping[str, Tensor] | None, rate: float) -> None:
     """Learn for so many minutes; write the moving average of the refiner's parameters, now and then and at the end.
+
+    Goes on from the folder's checkpoint where there is one. Windows depend on the step only.
 
     Args:
         start: parameters to begin with; None = at random
         rate: the highest learning rate
     """
     torch.manual_seed(0)
-    rng = np.random.default_rng(0)
     network = RefinerNetwork(len(COCO)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if start:
         network.load_state_dict(start)
     optimiser = torch.optim.AdamW(network.parameters(), weight_decay=WEIGHT_DECAY)
     average = Ema(network, EMA)
+    path, step, seconds = folder / "refiner.pt", 0, 0.0
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        network.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        average.state, step, seconds = saved["ema"], saved["step"], saved["seconds"]
+        print(f"Goes on from step {step}.", flush=True)
+
+    def keep() -> None:
+        parts = {"model": network.state_dict(), "optimiser": optimiser.state_dict(), "ema": average.state}
+        save(path, {**parts, "step": step, "seconds": seconds})
+        state = {name: value.contiguous() for name, value in average.state.items()}
+        write(folder / "pose_refiner.safetensors", safetensors.save(state))
+
     network.train()
-    started, step, sums = time.monotonic(), 0, np.zeros(3)
-    while (passed := (time.monotonic() - started) / 60) < minutes:
+    last, sums = time.monotonic(), np.zeros(3)
+    while seconds < 60 * minutes:
+        rng = np.random.default_rng((0, step))
         for parameters in optimiser.param_groups:
-            parameters["lr"] = learning_rate(passed / minutes, step, {"learning_rate": rate, "warm_up": WARM_UP})
+            schedule = {"learning_rate": rate, "warm_up": WARM_UP}
+            parameters["lr"] = learning_rate(seconds / 60 / minutes, step, schedule)
         heatmaps, fits, drawn, truth, areas = augmented(samples, rng.integers(len(samples.truth), size=BATCH), rng)
         with mixed_precision(heatmaps.device):
             shares, logits = network(heatmaps, fits, drawn)
@@ -303,23 +321,22 @@ def train(samples: Samples, minutes: float, path: Path, start: Mapping[str, Tens
         similar = similarity(likeliest(shares.detach()), truth, areas)
         place, score = refiner_loss(shares, truth), F.binary_cross_entropy_with_logits(logits, similar)
         loss = place + SCORE * score
+        must_be_finite(loss.item(), step)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimiser.step()
         average.update(network, step)
+        now = time.monotonic()
+        seconds, last = seconds + now - last, now
         step, sums = step + 1, sums + np.array([place.item(), score.item(), similar.sum().item() / BATCH])
-        if step % 100 == 0:
-            values = ", ".join(f"{value:.4f}" for value in sums / 100)
-            print(f"step {step}, {60 * passed:.0f} s, place, score, OKS {values}", flush=True)
+        if step % LOG_STEPS == 0:
+            values = ", ".join(f"{value:.4f}" for value in sums / LOG_STEPS)
+            print(f"step {step}, {seconds:.0f} s, place, score, OKS {values}", flush=True)
             sums = np.zeros(3)
-        if step % 1000 == 0:
-            keep(average.state, path)
-    keep(average.state, path)
-
-
-def keep(state: dict[str, Tensor], path: Path) -> None:
-    write(path, save({name: value.contiguous() for name, value in state.items()}))
+        if step % SAVE_STEPS == 0:
+            keep()
+    keep()
 
 
 def main() -> None:
@@ -343,8 +360,7 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     photos = choose(split(read_shards(arguments.data), **HELD_OUT)[0], arguments.others)
     collect_all(arguments.weights, arguments.input_size, photos, arguments.output, arguments.processes)
-    path = arguments.output / "pose_refiner.safetensors"
-    train(read_samples(arguments.output), arguments.minutes, path, start, arguments.learning_rate)
+    train(read_samples(arguments.output), arguments.minutes, arguments.output, start, arguments.learning_rate)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,22 @@ def start_from(network: HigherHRNet, path: Path) -> None:
         torch.nn.init.zeros_(norm.weight)
 
 
+def check_edition(path: Path, photos: int) -> None:
+    """The folder of bundled weights holds the last edition only, and most parts started from an earlier one.
+
+    Raises:
+        ValueError: if the JSON beside the weights says that another number of photos is behind them
+    """
+    about = path.with_suffix(".json")
+    seen = json.loads(about.read_text())["photos_seen"] if about.exists() else photos
+    if seen != photos:
+        raise ValueError(
+            f"{path} is an edition of {seen} photos, and the configuration's start_photos are {photos}. Take the "
+            "edition that it means from the repository's history (training/README.md says how) and name that file as "
+            "'start', or set start_photos to begin with this one."
+        )
+
+
 def widened(larger: Tensor, weight: Tensor, last_inputs: int = 0) -> Tensor:
     """A weight among those of a layer with more channels.
 
@@ -142,22 +158,36 @@ class Ema:
         torch._foreach_lerp_(list(self.state.values()), [current[k] for k in self.state], weight)
 
 
-def save(path: Path, contents: dict) -> None:
+def write(path: Path, data: bytes) -> None:
     """Write under a temporary name, then rename: a kill leaves the old file or the new one."""
     partial = path.with_name(path.name + ".partial")
-    buffer = io.BytesIO()
-    torch.save(contents, buffer)
-    partial.write_bytes(buffer.getvalue())
+    partial.write_bytes(data)
     os.replace(partial, path)
 
 
+def save(path: Path, contents: dict) -> None:
+    """Write what ``torch.load(path, weights_only=True)`` reads."""
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
+    write(path, buffer.getvalue())
+
+
 def append(path: Path, row: dict) -> None:
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        if new:
-            writer.writeheader()
-        writer.writerow({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()})
+    """Add a line to a CSV file with the column ``photos``.
+
+    Lines that a run had written before it was killed, and writes again now, are replaced. Settings may have changed
+    since, and with them the columns: what a line lacks is empty.
+    """
+    rows: list[dict] = []
+    if path.exists():
+        with path.open(newline="") as file:
+            rows = [old for old in csv.DictReader(file) if int(old["photos"]) < row["photos"]]
+    rows.append({k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()})
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for line in rows for name in line)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write(path, text.getvalue().encode())
 
 
 def learning_rate(progress: float, step: int, options: dict) -> float:
@@ -231,6 +261,7 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
     network = HigherHRNet(config)
     path = output / "checkpoint.pt"
     if options["start"] and not path.exists():
+        check_edition(Path(options["start"]), options["start_photos"])
         start_from(network, Path(options["start"]))
     if options["restart_tags"] and not path.exists():
         restart_tags(network, options["restart_tags"])
@@ -297,6 +328,7 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
         save(path, contents())
 
     sums: dict[str, Tensor] = {}
+    new_sizes = {size for size, _, _ in options["data"]["crops"]} if options.get("compile") else set()
     last = last_save = last_check = last_log = time.monotonic()
     logged_step, logged_photos, waited = step, photos, 0.0
     minutes = options.get("minutes") or math.inf
@@ -327,6 +359,10 @@ def train(data: Path, options: dict, output: Path, rank: int = 0, world: int = 1
         for name, value in {**parts, "norm": norm}.items():
             sums[name] = sums.get(name, 0) + value.detach()
         now = time.monotonic()
+        size = batch["image"].shape[1]
+        if size in new_sizes:  # compiled just now, which takes minutes that are not the run's
+            new_sizes.remove(size)
+            last = now
         seconds, last = seconds + now - last, now
         if rank > 0:
             continue
@@ -359,7 +395,7 @@ def main() -> None:
     arguments = parser.parse_args()
     options = yaml.safe_load(arguments.config.read_text())
     for name in ("start", "alarms"):
-        if options.get(name) and not Path(options[name]).is_file():
+        if options.get(name):
             options[name] = str(arguments.config.parent / options[name])
     output = arguments.output or Path("runs") / arguments.config.stem
     world = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun

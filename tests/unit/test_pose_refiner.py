@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -386,6 +387,32 @@ def test_the_loss_is_least_where_the_truth_is() -> None:
     assert refiner_loss(shares(22), truth * torch.tensor([1, 1, 0])) == 0
 
 
+def test_a_killed_training_goes_on_as_if_it_had_not_been(
+    samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refine_poses, "SAVE_STEPS", 2)
+    monkeypatch.setattr(refine_poses.time, "monotonic", itertools.count(step=0.5).__next__)  # a step is half a second
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    refine_poses.train(samples, 2 / 60, whole, None, 0.001)
+
+    def kill(_: float, step: int) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(refine_poses, "must_be_finite", kill)
+        with pytest.raises(KeyboardInterrupt):
+            refine_poses.train(samples, 2 / 60, killed, None, 0.001)
+    assert torch.load(killed / "refiner.pt", weights_only=True)["step"] == 2
+    refine_poses.train(samples, 2 / 60, killed, None, 0.001)
+    assert torch.load(killed / "refiner.pt", weights_only=True)["step"] == 4
+    resumed = load_file(killed / "pose_refiner.safetensors")
+    for name, value in load_file(whole / "pose_refiner.safetensors").items():
+        torch.testing.assert_close(resumed[name], value)
+
+
 def test_it_learns_from_the_people_whom_weights_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = checkpoints.load()
     model.network.pose_refiner = None
@@ -430,6 +457,11 @@ def test_it_learns_from_the_people_whom_weights_find(tmp_path: Path, monkeypatch
     state = load_file(tmp_path / "pose_refiner.safetensors")
     assert PoseRefiner.from_state(state, COCO.flip).network.head.weight.any()
 
+    refine_poses.main()  # the same command once more: its time is over
+    again = load_file(tmp_path / "pose_refiner.safetensors")
+    assert all(torch.equal(again[name], state[name]) for name in state)
+
+    (tmp_path / "refiner.pt").unlink()
     monkeypatch.setattr("sys.argv", [*arguments[:-1], "0", "--start", str(source)])
     refine_poses.main()
     again, bundled = load_file(tmp_path / "pose_refiner.safetensors"), read(source).pose_refiner

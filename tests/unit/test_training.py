@@ -46,7 +46,7 @@ from training.evaluate import (
 )
 from training.export import export
 from training.losses import heatmap_loss, place_loss, schedule, tag_loss
-from training.plot import plot
+from training.plot import plot, read_columns
 
 LEFT_SHOULDER, RIGHT_SHOULDER = 5, 6
 CROPS = {
@@ -451,6 +451,29 @@ def test_a_run_without_a_check_can_be_plotted(tmp_path: Path) -> None:
     row = {"photos": 2, "quarter": 0.1, "half": 0.1, "pull": 0.1, "push": 0.1}
     training.append(tmp_path / "log.csv", row)
     assert cv2.imread(str(plot(tmp_path))).std() > 10
+
+
+def test_a_log_survives_a_kill_and_other_settings(tmp_path: Path) -> None:
+    log = tmp_path / "log.csv"
+    for photos in (2, 4, 6):
+        training.append(log, {"photos": photos, "loss": 0.5, "norm": 1.5})
+    training.append(log, {"photos": 4, "loss": 0.4, "place": 3.0, "norm": 2.0})  # once more, since the last checkpoint
+    columns = read_columns(log)
+    assert columns["photos"] == [2, 4]
+    assert columns["loss"] == [0.5, 0.4]
+    assert columns["norm"] == [1.5, 2]
+    assert np.isnan(columns["place"][0])
+    assert columns["place"][1] == 3
+
+
+def test_another_edition_than_the_configuration_means_is_refused(data: Path, tmp_path: Path) -> None:
+    start = tmp_path / "weights.safetensors"
+    network = HigherHRNet(NetworkConfig.from_dict(OPTIONS["network"]))
+    save_file(network.state_dict(), start)
+    start.with_suffix(".json").write_text('{"photos_seen": 700}')
+    with pytest.raises(ValueError, match=r"edition of 700 photos.*start_photos are 500"):
+        training.train(data, {**OPTIONS, "start": str(start), "start_photos": 500}, tmp_path / "other")
+    assert training.train(data, {**OPTIONS, "start": str(start), "start_photos": 700}, tmp_path / "run")["step"] == 6
 
 
 def test_recall_looks_for_local_maxima_near_the_joint() -> None:
