@@ -11,8 +11,10 @@ import torch
 
 from inference import checkpoints
 from inference.joints import COCO
+from inference.labels import find_people, see
 from inference.network import HigherHRNet, NetworkConfig
 from inference.predictor import Predictor, for_inference
+from inference.settings import Settings
 
 SMALL = NetworkConfig(width=4, stem_blocks=1, modules=(1, 1, 1), blocks=1, deconv_blocks=1)
 
@@ -41,6 +43,23 @@ def test_folding_is_exact_where_batch_norms_do_something(small: HigherHRNet) -> 
         assert float((ours - theirs).abs().max() / theirs.abs().max()) < 1e-4
         assert float((other - theirs).abs().max() / theirs.abs().max()) > 0.1  # the comparison can fail
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in small.modules()), "the original was changed"
+
+
+def test_folding_moves_no_joint_by_half_a_pixel(photos: Path) -> None:
+    network = checkpoints.load().network.eval()
+    image = cv2.imread(str(photos / "astronaut.jpg"))[..., ::-1]
+    people = []
+    for folded in (True, False):
+        runner = Predictor(network, COCO.flip, 256, device="cpu", precision=torch.float32)
+        if not folded:
+            runner.network = network
+        (seen,) = see(runner, Settings(), [runner.prepare(image)], joints=False)
+        people.append(find_people(seen, COCO.grouping_order, all_groups=False))
+    ours, theirs = people
+    assert len(ours.joints) == len(theirs.joints) >= 1
+    assert (ours.joints != theirs.joints).any()  # other arithmetic
+    assert np.abs(ours.joints - theirs.joints)[:, :, :2].max() < 0.5
+    np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-3)
 
 
 def test_bfloat16_moves_no_peak_by_more_than_a_pixel(photos: Path) -> None:
