@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import tarfile
 from pathlib import Path
@@ -464,6 +465,18 @@ def test_a_log_survives_a_kill_and_other_settings(tmp_path: Path) -> None:
     assert columns["norm"] == [1.5, 2]
     assert np.isnan(columns["place"][0])
     assert columns["place"][1] == 3
+
+
+def test_compiling_does_not_count_as_training(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    counted = []
+    for compile_it in (False, True):
+        clock = itertools.count()
+        monkeypatch.setattr(training.time, "monotonic", lambda clock=clock: float(next(clock)))
+        options = {**OPTIONS, "compile": compile_it}
+        counted.append(training.train(data, options, tmp_path / str(compile_it))["seconds"])
+    sizes = {size for size, _, _ in OPTIONS["data"]["crops"]}
+    assert counted[0] - counted[1] == pytest.approx(len(sizes) * counted[0] / 6, rel=0.2)  # of six steps
 
 
 def test_another_edition_than_the_configuration_means_is_refused(data: Path, tmp_path: Path) -> None:
