@@ -45,17 +45,18 @@ def change_problem(dataset: fo.Dataset, settings: Settings, sha256: str | None, 
         return runs.taken_problem(settings.label_field)
     if existing == "replace":
         return None
-    if old is None:
-        return _unknown_maps(dataset, settings)
-    if _is_foreign(old, dataset):
+    if old and _is_foreign(old, dataset):
         origin = "were attached or adopted" if old.adopted else "came with the dataset that this one is a clone of"
         return f"The maps of '{settings.label_field}' {origin}. Choose another label field, or pass existing='replace'."
     joint_set = find_model(settings.model, settings.checkpoint).joint_set
-    if old.joints != joint_set.joints:
+    if old and old.joints != joint_set.joints:
         return (
             f"'{settings.label_field}' holds the maps of a run with other joints than those of '{settings.model}'. "
             "Choose another label field, or pass existing='replace' to make them anew."
         )
+    unknown = _unknown_problem(dataset, settings, joint_set, old)
+    if unknown or old is None:
+        return unknown
     changed = runs.differences(old, {**settings.recorded(), "sha256": sha256 or old.settings.get("sha256")})
     if not changed or existing == "append":
         return None
@@ -66,17 +67,31 @@ def change_problem(dataset: fo.Dataset, settings: Settings, sha256: str | None, 
     )
 
 
-def _unknown_maps(dataset: fo.Dataset, settings: Settings) -> str | None:
-    """Maps that no run is known for must not be taken for this one's, nor be lost by it."""
-    joint_set = find_model(settings.model, settings.checkpoint).joint_set
-    there = {*fields_of(settings, joint_set)} & {*runs.heatmap_fields(dataset)}
-    conditions = [{name: {"$ne": None}} for name in sorted(there)]
-    if not conditions or not all_samples(dataset).match({"$or": conditions}).limit(1).count():
+def _unknown_problem(
+    dataset: fo.Dataset, settings: Settings, joint_set: JointSet, record: runs.Record | None
+) -> str | None:
+    """Maps and labels that no run is known for must not be taken for this one's, nor be lost by it."""
+    names = unknown_values(dataset, fields_of(settings, joint_set), record)
+    if not names:
         return None
+    if {*names} & {*runs.heatmap_fields(dataset)}:
+        return (
+            f"'{settings.label_field}' has maps that no run is known for, as apply_model() makes them. Choose another "
+            "label field, adopt them in the panel Pose heatmaps, or pass existing='replace' to make them anew."
+        )
     return (
-        f"'{settings.label_field}' has maps that no run is known for, as apply_model() makes them. Choose another "
-        "label field, adopt them in the panel Pose heatmaps, or pass existing='replace' to make them anew."
+        f"The dataset has values in {', '.join(names)} that no run of '{settings.label_field}' is known for, such as "
+        "labels of your own. Choose another label field, or pass existing='replace' to write over them."
     )
+
+
+def unknown_values(dataset: fo.Dataset, fields: Iterable[str], record: runs.Record | None) -> list[str]:
+    """Those of the fields that hold something, in one sample at least, and that the record does not know."""
+    schema, known = dataset.get_field_schema(), record.fields if record else ()
+    names = [name for name in fields if name in schema and name not in known]
+    # Empty ones may be what a killed run has declared: the record is written after the fields, before any value.
+    found = names and dataset._sample_collection.find_one({"$or": [{name: {"$ne": None}} for name in names]}, names)
+    return [name for name in names if found and found.get(name) is not None]
 
 
 def _is_foreign(record: runs.Record, dataset: fo.Dataset) -> bool:

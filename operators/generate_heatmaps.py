@@ -295,10 +295,12 @@ def _consequences(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
     if found != replaced:
         ways = types.RadioGroup()
         ways.add_choice(
-            "replace", label="Make them anew", description="Sample by sample; the old maps are deleted last"
+            "replace",
+            label="Make them anew",
+            description="In place of what is there, sample by sample; old map files are deleted last",
         )
         ways.add_choice("append", label="Keep them", description="Only the other samples get maps, of the new settings")
-        inputs.enum("existing", ways.values(), label="This label field has other maps already", view=ways)
+        inputs.enum("existing", ways.values(), label="This label field holds something else already", view=ways)
         if ctx.params.get("existing") == "replace":
             found = replaced
         elif ctx.params.get("existing"):

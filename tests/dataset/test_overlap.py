@@ -10,7 +10,7 @@ import fiftyone.operators as foo
 import numpy as np
 import pytest
 
-from inference import pipeline, recording, removal
+from inference import pipeline, recording, removal, runs
 
 GENERATE = "@pose-heatmaps/higherhrnet/generate_heatmaps"
 
@@ -135,6 +135,66 @@ def test_maps_without_a_run_are_neither_taken_over_nor_lost(dataset: Callable, p
     assert made.list_runs() == []
     assert pipeline.run(made, settings(tmp_path), existing="replace", progress=False).done == 2
     assert made.first().pose_max.map_path
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("keypoints", fo.Keypoints(keypoints=[fo.Keypoint(points=[(0.5, 0.5)])])),
+        ("confidence", 0.5),
+        ("num_people", 3),
+        ("status", "reviewed"),
+    ],
+)
+def test_the_users_own_fields_are_not_lost(name: str, value: object, dataset: Callable, photos: Path, tmp_path: Path):
+    made = dataset([photos / "rocket.jpg"] * 2)
+    made.set_values(f"pose_{name}", [None, value])
+    refused = rf"values in pose_{name} that no run of 'pose' is known for.*Choose another label field"
+    for existing in (None, "append"):
+        with pytest.raises(ValueError, match=refused):
+            pipeline.run(made, settings(tmp_path), existing=existing, progress=False)
+    assert made.list_runs() == []
+    assert made.values(f"pose_{name}") == [None, value]
+    ctx = foo.ExecutionContext({"dataset_name": made.name, "params": {}}, operator_uri=GENERATE)
+    form = str(foo.get_operator(GENERATE).resolve_input(ctx).to_json())
+    assert f"values in pose_{name} that no run of 'pose' is known for" in form
+    assert "Make them anew" in form
+    assert pipeline.run(made, settings(tmp_path, label_field="other"), progress=False).done == 2
+    assert pipeline.run(made, settings(tmp_path), existing="replace", progress=False).done == 2
+    assert made.values(f"pose_{name}")[1] != value
+
+
+def test_fields_that_a_run_does_not_know_are_not_lost_when_it_goes_on(dataset: Callable, photos: Path, tmp_path: Path):
+    made = dataset([photos / "rocket.jpg"] * 2)
+    pipeline.run(made.limit(1), settings(tmp_path, keypoints=False), progress=False)
+    made.set_values("pose_num_people", [1, 2])
+    with pytest.raises(ValueError, match="values in pose_num_people that no run of 'pose' is known for"):
+        pipeline.run(made, settings(tmp_path), existing="append", progress=False)
+    assert pipeline.run(made, settings(tmp_path, keypoints=False), progress=False).done == 1
+    assert made.values("pose_num_people") == [1, 2]
+
+
+def test_fields_of_a_run_whose_record_was_deleted_or_that_were_cloned_are_not_lost(
+    dataset: Callable, photos: Path, tmp_path: Path
+):
+    made = dataset([photos / "rocket.jpg"])
+    pipeline.run(made, settings(tmp_path), progress=False)
+    made.clone_sample_field("pose_keypoints", "before_keypoints")
+    with pytest.raises(ValueError, match="values in before_keypoints that no run of 'before' is known for"):
+        pipeline.run(made, settings(tmp_path, label_field="before"), progress=False)
+    made.delete_run("pose")
+    with pytest.raises(ValueError, match="'pose' has maps that no run is known for"):
+        pipeline.run(made, settings(tmp_path), progress=False)
+
+
+def test_fields_that_a_killed_run_has_declared_are_taken_without_a_question(
+    dataset: Callable, photos: Path, tmp_path: Path
+):
+    made = dataset([photos / "rocket.jpg"] * 2)
+    runs.declare(made, runs.declared_fields("pose", ["nose"]))  # its record and its values come after
+    assert pipeline.run(made.limit(1), settings(tmp_path), progress=False).done == 1
+    runs.declare(made, runs.declared_fields("pose", ["left_eye"]))
+    assert pipeline.run(made, settings(tmp_path, "max", "left_eye"), existing="append", progress=False).done == 1
 
 
 def test_append_with_other_joints_keeps_what_samples_have(dataset: Callable, photos: Path, tmp_path: Path):
