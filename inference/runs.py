@@ -15,7 +15,7 @@ import fiftyone as fo
 from bson import ObjectId
 from fiftyone.core.odm import create_field, get_db_conn
 
-from .joints import JOINT_SETS, JointSet
+from .joints import JOINT_SETS, RESERVED_NAMES, JointSet
 from .map_files import run_folder
 from .views import patiently
 
@@ -296,6 +296,20 @@ def heatmap_fields(dataset: fo.Dataset) -> list[str]:
     return list(dataset.get_field_schema(ftype=fo.EmbeddedDocumentField, embedded_doc_type=fo.Heatmap))
 
 
+def _owner(name: str, label_field: str, schema: Iterable[str]) -> str | None:
+    """The label field that a heatmap field belongs to: this one, or another that something in the schema shows.
+
+    Beside the label field ``zoo_flip``, ``zoo_flip_nose`` is not the joint "flip_nose" of ``zoo``; but beside
+    ``zoo_left``, ``zoo_left_wrist`` is a joint of ``zoo``.
+    """
+    ends = ((path, f"_{end}") for path in schema for end in RESERVED_NAMES)  # which no joint is called
+    others = {path.removesuffix(end) for path, end in ends if path.endswith(end)}
+    possible = sorted((prefix for prefix in {label_field, *others} if name.startswith(f"{prefix}_")), key=len)
+    joints = {joint for known in JOINT_SETS.values() for joint in known.joints}
+    named = (prefix for prefix in possible if name.removeprefix(f"{prefix}_") in joints)
+    return next(named, possible[-1] if possible else None)
+
+
 def adopt(
     dataset: fo.Dataset,
     label_field: str,
@@ -311,18 +325,19 @@ def adopt(
         dataset: with heatmap fields ``<label_field>_…``
         label_field: their prefix
         joint_set: what the fields show; None = the built-in set that has most of their names, if any has more than half
-        fields: the fields; None = all with that prefix that no other record has
+        fields: the fields; None = all with that prefix that belong to no other record or label field
         run_id: of the folder ``<maps_dir>/<run id>`` of files that deleting the run may delete; None = a new one
         settings: what is known about how the maps were made
 
     Raises:
-        ValueError: if the dataset has no heatmap field of that prefix
+        ValueError: if the prefix cannot be a label field, or the dataset has no heatmap field of it
     """
+    check_label_field(label_field)
     schema = dataset.get_field_schema()
     if fields is None:
         others = {name for key, other in list_records(dataset).items() if key != label_field for name in other.fields}
         extras = [field_name(label_field, name) for name in ("keypoints", "num_people", "confidence", "status")]
-        found = [name for name in heatmap_fields(dataset) if name.startswith(f"{label_field}_")]
+        found = [name for name in heatmap_fields(dataset) if _owner(name, label_field, schema) == label_field]
         fields = [name for name in (*found, *extras) if name in schema and name not in others]
     fields = tuple(dict.fromkeys(fields))
     heatmaps = heatmap_fields(dataset)

@@ -12,6 +12,9 @@ import fiftyone.zoo as foz
 import numpy as np
 import pytest
 
+from inference import runs
+from inference.joints import COCO
+
 SETTINGS = {"input_size": 128}
 
 
@@ -68,6 +71,26 @@ def test_apply_model_gives_what_the_operator_gives(
     model = foz.load_zoo_model("higherhrnet-lite-coco", storage=storage, **SETTINGS)
     by_model.apply_model(model, "pose")
     check_equal(by_operator, by_model)
+
+
+@pytest.mark.parametrize("maps", [("max", "joints"), ("joints",)])
+def test_a_model_whose_label_field_begins_with_that_of_another_is_adopted_apart(
+    maps: tuple[str, ...], photos: Path, dataset: Callable[..., fo.Dataset]
+) -> None:
+    samples = dataset([photos / "rocket.jpg"])
+    small = {"storage": "memory", "input_size": 64}
+    samples.apply_model(foz.load_zoo_model("higherhrnet-lite-coco", **small), "zoo")
+    samples.apply_model(foz.load_zoo_model("higherhrnet-lite-coco", flip=True, maps=maps, **small), "zoo_flip")
+    flipped = {name for name in samples.get_field_schema() if name.startswith("zoo_flip_")}
+
+    record = runs.adopt(samples, "zoo")
+
+    assert len(record.fields) == 22
+    assert not flipped & {*record.fields}
+    assert record.joints == COCO.joints
+    foo.get_operator("@pose-heatmaps/higherhrnet/delete_heatmaps")(samples, "zoo")
+    assert {name for name in samples.get_field_schema() if name.startswith("zoo_")} == flipped
+    assert {*runs.adopt(samples, "zoo_flip").fields} == flipped
 
 
 def test_batches_of_mixed_sizes_come_back_in_order(mixed: Path, dataset: Callable[..., fo.Dataset]) -> None:

@@ -18,6 +18,7 @@ from fiftyone.operators.executor import ExecutionContext, Executor
 from benchmarks import generated
 from evaluation import summary
 from inference import pipeline, runs
+from inference.joints import COCO
 
 GRID = "@pose-heatmaps/higherhrnet/pose_heatmaps"
 GENERATE = "@pose-heatmaps/higherhrnet/generate_heatmaps"
@@ -158,6 +159,17 @@ def test_only_fields_that_can_be_adopted_are_offered(dataset: Callable):
         made.add_sample_field(name, fo.EmbeddedDocumentField, embedded_doc_type=fo.Heatmap)
     state = sys.modules[type(foo.get_operator(GRID)).__module__].state
     assert state.without_record(made) == {"other": ["other_max"]}
+
+
+def test_a_label_field_that_is_named_like_a_side_is_adopted_apart(dataset: Callable):
+    made = dataset(["/nowhere/0.jpg"])
+    runs.declare(made, runs.declared_fields("pose", COCO.joints))
+    runs.declare(made, runs.declared_fields("pose_left", COCO.joints))
+    runs.declare(made, {"pose_tail": fo.Heatmap, "pose_left_tail": fo.Heatmap})
+    for label_field in ("pose_left", "pose"):
+        expected = {*runs.declared_fields(label_field, (*COCO.joints, "tail"))}
+        for _ in range(2):  # also beside the other's record
+            assert {*runs.adopt(made, label_field).fields} == expected
 
 
 def test_the_last_made_is_not_the_last_in_the_alphabet(dataset: Callable):
