@@ -8,10 +8,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+from matplotlib.colors import to_rgb
 from numpy.typing import NDArray
 
 from ..evaluation.reading import decode_maps
 from .state import Run
+from .view import PLAIN
 
 LONG_SIDE = 900  # pixels of the picture: a panel is hardly wider, and it travels with every change
 QUALITY = 82
@@ -54,7 +56,7 @@ def draw(
 
     Args:
         photo: (h, w, 3) BGR
-        maps: maps of any size that cover the photo, each with its colour ``#rrggbb``
+        maps: maps of any size that cover the photo, each with its colour, as :func:`bgr` takes it
         opacity: of a value of 1; 0 to 1
         threshold: lower values are not drawn
         by_value: one colour scale for all maps, instead of each one's own colour
@@ -88,7 +90,12 @@ def mark_peak(picture: NDArray[np.uint8], values: NDArray[np.float32], color: st
 
 
 def bgr(color: str) -> tuple[int, int, int]:
-    red, green, blue = (int(color[start : start + 2], 16) for start in (1, 3, 5))
+    """A colour that somebody chose in the App; PLAIN where it is of a kind that only browsers know."""
+    try:
+        rgb = to_rgb(color)
+    except ValueError:
+        rgb = to_rgb(PLAIN)
+    red, green, blue = (round(255 * value) for value in rgb)
     return blue, green, red
 
 

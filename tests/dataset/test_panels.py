@@ -207,6 +207,17 @@ def test_an_open_patch_shows_the_maps_of_its_sample(two: fo.Dataset):
     assert "The sample that is open here is not in the dataset." in lost
 
 
+@pytest.mark.parametrize("color", ["red", "YellowGreen", "#f00", "rgb(255, 0, 0)", "#ff0000"])
+def test_the_picture_takes_whatever_color_the_app_does(color: str, two: fo.Dataset, sample_panel: ModuleType):
+    two.app_config.color_scheme = fo.ColorScheme(fields=[{"path": "pose_nose", "fieldColor": color}])
+    two.save()
+    assert "data:image/jpeg" in answer(
+        SAMPLE, happened(two, "on_load", current_sample=two.last().id, active_fields=["pose_nose"])
+    )
+    expected = {"YellowGreen": (50, 205, 154), "rgb(255, 0, 0)": sample_panel.overlay.bgr(sample_panel.view.PLAIN)}
+    assert sample_panel.overlay.bgr(color) == expected.get(color, (0, 0, 255))
+
+
 def test_a_late_answer_is_about_what_is_open_by_now(two: fo.Dataset, monkeypatch: pytest.MonkeyPatch):
     first, second = two.values("id")
     panel = foo.get_operator(SAMPLE)
