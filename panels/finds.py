@@ -18,7 +18,8 @@ def known(run: Run, joint_index: int | None, joint: str | None) -> Iterator[tupl
         yield "nobody", "Nobody found", "Samples in which no person was found"
         yield "crowd", "Most people", "Samples with people, those with most people first"
     if "confidence" in run.others:
-        yield "unsure", "Least confident", "Samples with people, those with the lowest peak first"
+        which = "people" if "num_people" in run.others else "maps"
+        yield "unsure", "Least confident", f"Samples with {which}, those with the lowest peak first"
     if run.people and joint is not None and joint_index is not None:
         name = spoken(joint)
         yield "weakest", f"Weakest {name}", f"Samples with people, those whose {name} is missing or weak first"

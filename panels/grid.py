@@ -10,7 +10,7 @@ import fiftyone as fo
 import fiftyone.operators as foo
 import fiftyone.operators.types as types
 
-from ..inference.runs import field_colors
+from ..inference.runs import DONE, check_label_field, field_colors
 from ..inference.views import whole_samples
 from ..operators.generation import params_to_continue
 from . import finds, state, view
@@ -139,10 +139,14 @@ class HeatmapsPanel(Controls):
         key = json.dumps([run.maps[0], finds.stages(request.get("view")), *asked], default=str)
         counted = ctx.panel.get_state("counted")
         if not counted or counted["key"] != key or time.time() - counted["time"] > COUNT_SECONDS:
-            # views of patches, and those that hide the maps, know no field of them
-            there = ctx.view.has_field(run.maps[0])
-            total, *done = ctx.view.aggregate([fo.Count(), *([fo.Count(run.maps[0])] if there else [])])
-            counted = {"key": key, "time": time.time(), "total": total, "done": done[0] if there else None}
+            status = None if run.adopted else run.others.get("status")
+            which: dict[str, Any] | None = None  # views of patches, and those that hide the run, know no field of it
+            if status and ctx.view.has_field(status):
+                which = {status: DONE}  # a sample that is to be made again has its old maps until then
+            elif ctx.view.has_field(run.maps[0]):
+                which = {run.maps[0]: {"$ne": None}}
+            done = None if which is None else ctx.view.match(which).count()
+            counted = {"key": key, "time": time.time(), "total": ctx.view.count(), "done": done}
             ctx.panel.set_state("counted", counted)
         return counted
 
@@ -217,5 +221,10 @@ class HeatmapsPanel(Controls):
                 count = "1 heatmap field" if len(fields) == 1 else f"{len(fields)} heatmap fields"
                 line = view.row(part, label_field)
                 view.text(line, "fields", f"{label_field}: {count}")
+                try:
+                    check_label_field(label_field)
+                except ValueError as error:
+                    view.caption(line, "hint", f"{error} Rename the fields to adopt them.")
+                    continue
                 params = {"label_field": label_field}
                 view.button(line, "adopt", "Adopt", self.adopt, tip="Control them with this panel", params=params)

@@ -14,9 +14,10 @@ import fiftyone as fo
 from ..inference.joints import JOINT_SETS
 from ..inference.runs import Record, heatmap_fields, list_records
 
-HEAD = ("nose", "eye", "ear", "head", "neck", "chin", "mouth", "face")
-ARMS = ("shoulder", "elbow", "wrist", "hand", "thumb", "finger")
-LEGS = ("hip", "knee", "ankle", "foot", "toe", "heel", "pelvis")
+# How a word of a joint's name begins: not what is inside of it, or "forearm" and "rear" would be an ear.
+HEAD = ("nose", "eye", "ear", "head", "forehead", "neck", "chin", "mouth", "face")
+ARMS = ("shoulder", "elbow", "forearm", "wrist", "hand", "thumb", "finger", "forefinger")
+LEGS = ("hip", "midhip", "knee", "ankle", "foot", "forefoot", "toe", "heel", "pelvis")
 PARTS = {"head": HEAD, "arms": ARMS, "legs": LEGS}
 SIDES = ("left", "right")
 
@@ -32,6 +33,7 @@ class Run:
         others: field names of the run that are no maps, by their suffix
         order: the joints as the people's points and values have them
         title: the model, for people
+        adopted: True if something else made the maps: not all samples that have them need have a status
     """
 
     label_field: str
@@ -40,6 +42,7 @@ class Run:
     others: dict[str, str]
     order: tuple[str, ...]
     title: str
+    adopted: bool = False
 
     @property
     def people(self) -> str | None:
@@ -76,6 +79,7 @@ def _run(record: Record, maps: set[str], schema: set[str]) -> Run:
         others={name: path for name, path in names.items() if path not in maps},
         order=record.joints,
         title=_title(record),
+        adopted=record.adopted,
     )
 
 
@@ -112,7 +116,8 @@ def last_made(dataset: fo.Dataset, keys: Iterable[str]) -> str:
 
 def part(joint: str) -> str:
     """The row of a joint: head, arms, legs, or body where its name tells nothing."""
-    return next((name for name, words in PARTS.items() if any(word in joint for word in words)), "body")
+    words = joint.split("_")
+    return next((name for name, begins in PARTS.items() if any(word.startswith(begins) for word in words)), "body")
 
 
 def side(joint: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -136,6 +137,27 @@ def test_the_count_follows_what_runs_do(dataset: Callable, photos: Path, tmp_pat
     assert "3 of 3 samples" in answer(GRID, happened(made, "on_generated", panel_state=first.panel_state))
 
 
+def test_maps_that_are_to_be_replaced_do_not_count(dataset: Callable, photos: Path, tmp_path: Path):
+    made, settings = some_maps(dataset, photos, tmp_path, 3)
+    hidden, unknown = made.exclude_fields(["own_max", "own_nose"]), made.exclude_fields("own_status")
+    assert "3 of 3 samples" in answer(GRID, happened(made, "on_load"))
+    pipeline.run(made.limit(1), replace(settings, floor=0.2), existing="replace", progress=False)
+    made.reload()
+    assert made.count("own_max") == 3
+    for view, count in ((made.view(), 1), (made.limit(2), 1), (made.skip(1), 0), (hidden, 1), (unknown, 3)):
+        text = answer(GRID, happened(made, "on_load", view))
+        assert f"{count} of {len(view)} samples in this view have its maps" in text
+        assert ("Generate for the others" in text) == (count < len(view))
+
+
+def test_maps_that_have_no_status_count_where_a_run_was_adopted(dataset: Callable):
+    made = dataset([f"/nowhere/{number}.jpg" for number in range(3)])
+    made.set_values("pose_max", [fo.Heatmap(map=np.zeros((4, 4), np.uint8))] * 2 + [None])
+    made.set_values("pose_status", ["done", None, "No map of this image was found."])  # one was attached later
+    runs.adopt(made, "pose")
+    assert "2 of 3 samples in this view have its maps" in answer(GRID, happened(made, "on_load"))
+
+
 def test_finds_look_at_whole_samples(dataset: Callable, photos: Path):
     made = dataset([f"/nowhere/{number}.jpg" for number in range(3)])
     made.set_values("pose_max", [fo.Heatmap(map=np.zeros((4, 4), np.uint8)) for _ in range(3)])
@@ -170,6 +192,48 @@ def test_a_label_field_that_is_named_like_a_side_is_adopted_apart(dataset: Calla
         expected = {*runs.declared_fields(label_field, (*COCO.joints, "tail"))}
         for _ in range(2):  # also beside the other's record
             assert {*runs.adopt(made, label_field).fields} == expected
+
+
+def test_fields_whose_prefix_cannot_name_a_run_are_not_adopted(dataset: Callable):
+    made = dataset(["/nowhere/0.jpg"])
+    for prefix in ("hrnet-w32", "2d"):
+        made.set_values(f"{prefix}_max", [fo.Heatmap(map=np.zeros((4, 4), np.uint8))])
+        with pytest.raises(ValueError, match=f"'{prefix}' cannot be a label field: use letters"):
+            runs.adopt(made, prefix)
+    text = answer(GRID, happened(made, "on_load"))
+    for prefix in ("hrnet-w32", "2d"):
+        assert f"{prefix}: 1 heatmap field" in text
+        assert f"'{prefix}' cannot be a label field: use letters" in text
+    assert "Control them with this panel" not in text
+    assert made.list_runs() == []
+
+
+def test_joints_stand_in_their_row_whatever_their_names_contain():
+    state = sys.modules[type(foo.get_operator(GRID)).__module__].state
+    rows = {
+        "head": ("left_ear", "left_earlobe", "forehead", "left_eyebrow"),
+        "arms": ("left_forearm", "right_thumb4", "left_forefinger1"),
+        "legs": ("left_knee", "left_big_toe", "right_toes", "midhip"),
+        "body": ("rear_left_paw", "tail", "linear_scale"),
+    }
+    assert {joint: state.part(joint) for joints in rows.values() for joint in joints} == {
+        joint: row for row, joints in rows.items() for joint in joints
+    }
+
+
+def test_the_least_confident_are_told_to_have_people_only_where_people_were_looked_for(dataset: Callable):
+    made = dataset([f"/nowhere/{number}.jpg" for number in range(2)])
+    made.set_values("pose_max", [fo.Heatmap(map=np.zeros((4, 4), np.uint8)) for _ in range(2)])
+    made.set_values("pose_confidence", [0.9, 0.1])
+    runs.adopt(made, "pose")
+    text = answer(GRID, happened(made, "on_load"))
+    assert "Samples with maps, those with the lowest peak first" in text
+    assert "Samples with people" not in text
+    made.delete_sample_field("pose_confidence")
+    made.set_values("pose_num_people", [0, 1])
+    made.set_values("pose_confidence", [0.1, 0.9])
+    runs.adopt(made, "pose")
+    assert "Samples with people, those with the lowest peak first" in answer(GRID, happened(made, "on_load"))
 
 
 def test_the_last_made_is_not_the_last_in_the_alphabet(dataset: Callable):
