@@ -32,7 +32,7 @@ import torch
 from bson import ObjectId
 from pymongo import UpdateOne
 
-from . import checkpoints, labels, recording, runs, weights
+from . import checkpoints, labels, recording, runs, shards, weights
 from .batching import automatic_batch_size
 from .cores import usable_cores
 from .images import read_image
@@ -216,11 +216,15 @@ def process(
         settings.scales,
         settings.device,
     )
+    joint_set = model.entry.joint_set
+    if recording.starts_over(dataset, settings, joint_set, model.sha256, existing):
+        # Chosen by what the run before has written, which is undone when this one begins.
+        view = shards.written_down(view, recording.written_fields(dataset, settings, joint_set))
     record = recording.open_record(dataset, settings, model.entry, model.sha256, existing, run_id)
     status = runs.field_name(settings.label_field, "status")
     todo = view.match({status: {"$ne": runs.DONE}}) if skip_existing else view
 
-    fields = recording.fields_of(settings, model.entry.joint_set)
+    fields = recording.fields_of(settings, joint_set)
     state = Progress(total=len(todo), maps_dir=settings.maps_dir, fields=tuple(fields))
     state.skipped = len(view) - state.total
     yield state
@@ -228,7 +232,7 @@ def process(
         files = None
         if settings.storage == "files":
             files = stack.enter_context(MapWriter(str(settings.maps_dir), record.run_id))
-        stages = _Stages(dataset, settings, predictor, record, files, model.entry.joint_set, state, not skip_existing)
+        stages = _Stages(dataset, settings, predictor, record, files, joint_set, state, not skip_existing)
         for _ in stages.work_through(todo):
             state.seconds = time.monotonic() - started
             yield state

@@ -99,6 +99,40 @@ def _is_foreign(record: runs.Record, dataset: fo.Dataset) -> bool:
     return record.adopted or record.dataset_id != runs.dataset_id(dataset)
 
 
+def _is_changed(
+    record: runs.Record, dataset: fo.Dataset, settings: Settings, joint_set: JointSet, sha256: str | None
+) -> bool:
+    """Whether a run made its maps in another way than these settings would."""
+    recorded = {**settings.recorded(), "sha256": sha256 or record.settings.get("sha256")}
+    other_joints = record.joints != joint_set.joints
+    return _is_foreign(record, dataset) or other_joints or bool(runs.differences(record, recorded))
+
+
+def starts_over(
+    dataset: fo.Dataset, settings: Settings, joint_set: JointSet, sha256: str | None, existing: str | None
+) -> bool:
+    """Whether what counts as done is to be done again: it is replaced, or somebody has deleted a field of the run.
+
+    Args:
+        settings: resolved
+        sha256: of the weights; None = the run's own
+    """
+    old = runs.read_record(dataset, settings.label_field)
+    if old is None:
+        return dataset.has_field(runs.field_name(settings.label_field, "status"))
+    if _is_changed(old, dataset, settings, joint_set, sha256):
+        return existing == "replace"
+    # What only a replaced run had is deleted when this one ends.
+    there = {*old.replaced, *dataset.get_field_schema()}
+    return any(name in old.fields and name not in there for name in fields_of(settings, joint_set))
+
+
+def written_fields(dataset: fo.Dataset, settings: Settings, joint_set: JointSet) -> set[str]:
+    """The fields that a run writes or clears."""
+    old = runs.read_record(dataset, settings.label_field)
+    return {*fields_of(settings, joint_set), *(old.fields if old else ())}
+
+
 def open_record(
     dataset: fo.Dataset,
     settings: Settings,
@@ -129,10 +163,18 @@ def open_record(
         problem = change_problem(dataset, settings, sha256, existing)
         if problem:
             raise ValueError(problem)
-        changed = old is not None and (_is_foreign(old, dataset) or bool(runs.differences(old, recorded)))
-        unknown = old is None and dataset.has_field(runs.field_name(label_field, "status"))
+        replaces = existing == "replace" and bool(old and _is_changed(old, dataset, settings, joint_set, sha256))
+        people = _misfits(dataset, old, joint_set) if old and replaces else []
+        known = {*old.fields} & {*dataset.get_field_schema()} if old else set()
+        # Before a field that was deleted is there again, which tells that it has to be made again.
+        if starts_over(dataset, settings, joint_set, sha256, existing):
+            _undo(dataset, label_field, people)
         runs.declare(dataset, fields)
-        if old and not (existing == "replace" and changed):
+        # The looks of the others may have been changed by the user.
+        fresh = [name for name in fields if name not in known or name in people]
+        if fresh:
+            runs.style(dataset, label_field, joint_set, fresh)
+        if old and not replaces:
             record = replace(
                 old,
                 fields=tuple(dict.fromkeys((*old.fields, *fields))),
@@ -157,15 +199,27 @@ def open_record(
                 previous=tuple(previous),
                 replaced=tuple(name for name in (old.fields if old else ()) if name not in fields),
             )
-        replaced = unknown or (old is not None and record.run_id != old.run_id)
-        if replaced:
-            undo_done(dataset, label_field)
         if record != old:
             runs.save_record(dataset, record)
-        if replaced:  # what another process has done in between; from now on it sees that its run is gone
-            undo_done(dataset, label_field)
-        runs.style(dataset, label_field, joint_set, fields)
+        if replaces:  # what another process has done in between; from now on it sees that its run is gone
+            _undo(dataset, label_field, people)
     return record
+
+
+def _misfits(dataset: fo.Dataset, old: runs.Record, joint_set: JointSet) -> list[str]:
+    """The fields with people of a run that is replaced, if its joints are others: no skeleton would fit them."""
+    if old.joints == joint_set.joints:
+        return []
+    names = [runs.field_name(old.label_field, name) for name in ("keypoints", "num_people")]
+    return [name for name in names if name in old.fields and dataset.has_field(name)]
+
+
+def _undo(dataset: fo.Dataset, label_field: str, people: list[str]) -> None:
+    """All that was done is to be done again; maps stay until then, and people unless they do not fit."""
+    if dataset.has_field(runs.field_name(label_field, "status")):
+        undo_done(dataset, label_field)
+    if people:
+        dataset.clear_sample_fields(people)
 
 
 def _earlier_folders(old: runs.Record, record: runs.Record) -> tuple[str, ...]:

@@ -89,18 +89,35 @@ def split(view: fo.core.collections.SampleCollection, count: int, written: Itera
             ]
         )
         return [Shard(view, str(part["first"]), str(part["last"])) for part in ranges]
-    ids = sorted(view.limit(MAX_IDS + 1).values("id"))
-    if len(ids) > MAX_IDS:
-        raise ValueError(
-            f"This view has more than {MAX_IDS:,} samples, and they cannot be split by ranges of ids: it selects, "
-            "limits, skips, takes or shuffles samples, or filters by what the run writes. Tag them first, "
-            "view.tag_samples('todo'), and run on dataset.match_tags('todo')."
-        )
-    chosen = [stage for stage in view._stages if isinstance(stage, fo.SelectGroupSlices)]
-    base = _from_stages(view, chosen[-1:])  # ids alone would be of a grouped dataset
+    base, ids = _ids(view)
     count = min(count, len(ids))
     cuts = [len(ids) * part // count for part in range(count + 1)] if count else []
     return [Shard(base.select(ids[start:stop])) for start, stop in itertools.pairwise(cuts)]
+
+
+def written_down(view: fo.DatasetView, written: Iterable[str]) -> fo.DatasetView:
+    """A view that stays the same whatever becomes of the fields that the run writes.
+
+    Raises:
+        ValueError: if its samples have to be written down and are too many
+    """
+    if not _mentioned(_stages(view)[1], written):
+        return view
+    base, ids = _ids(view)
+    return base.select(ids)
+
+
+def _ids(view: fo.DatasetView) -> tuple[fo.DatasetView, list[str]]:
+    """The ids of a view, and what they are to be selected from."""
+    ids = sorted(view.limit(MAX_IDS + 1).values("id"))
+    if len(ids) > MAX_IDS:
+        raise ValueError(
+            f"This view has more than {MAX_IDS:,} samples, and they would change while the run works on them: it "
+            "selects, limits, skips, takes or shuffles samples, or filters by what the run writes. Tag them first, "
+            "view.tag_samples('todo'), and run on dataset.match_tags('todo')."
+        )
+    chosen = [stage for stage in view._stages if isinstance(stage, fo.SelectGroupSlices)]
+    return _from_stages(view, chosen[-1:]), ids  # ids alone would be of a grouped dataset
 
 
 def _stages(view: fo.DatasetView) -> tuple[list[ViewStage], list[ViewStage]]:

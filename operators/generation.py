@@ -139,7 +139,7 @@ def queue(
     Raises:
         ValueError: if the run cannot work, or the view cannot be split
     """
-    from ..inference import checkpoints, pipeline, recording, runs, weights
+    from ..inference import checkpoints, pipeline, recording, weights
     from ..inference.shards import split
 
     found = pipeline.problems(target, settings, existing)
@@ -150,9 +150,7 @@ def queue(
     dataset: fo.Dataset = target._dataset
     resolved = settings.resolved(dataset)
     entry = checkpoints.find_model(settings.model, settings.checkpoint)
-    old = runs.read_record(dataset, settings.label_field)
-    written = {*recording.fields_of(resolved, entry.joint_set), *(old.fields if old else ())}
-    parts = split(target, count, written)
+    parts = split(target, count, recording.written_fields(dataset, resolved, entry.joint_set))
     # One record for all of them, made here: no shard replaces what another one has made.
     found_weights = weights.find(entry, settings.checkpoint) or weights.fetch(entry)
     record = recording.open_record(dataset, resolved, entry, found_weights.sha256, existing)

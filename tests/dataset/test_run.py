@@ -15,7 +15,7 @@ import fiftyone as fo
 import numpy as np
 import pytest
 
-from inference import checkpoints, estimates, pipeline, removal, runs, views
+from inference import checkpoints, estimates, pipeline, removal, runs, shards, views
 from inference.joints import COCO
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -208,6 +208,25 @@ def test_choices_that_people_made_stay(dataset: Callable, photos: Path, tmp_path
     assert len(colors) == len(scheme.fields)
     assert set(made.app_config.active_fields.paths) == {"depth", "pose_max", "pose_keypoints"}
     assert set(made.skeletons) == {"hands", "pose_keypoints"}
+
+
+def test_choices_that_people_make_after_a_run_stay_when_it_goes_on(dataset: Callable, photos: Path, tmp_path: Path):
+    made = dataset([photos / "rocket.jpg"] * 2)
+    run(made.limit(1), tmp_path)
+    skeleton = fo.KeypointSkeleton(labels=list(COCO.joints), edges=[[0, 1]])
+    made.skeletons["pose_keypoints"] = skeleton
+    made.app_config.active_fields.paths = ["pose_keypoints"]
+    made.save()
+
+    run(made, tmp_path)
+    run(made, tmp_path, floor=0.1, existing="replace")
+    assert made.app_config.active_fields.paths == ["pose_keypoints"]
+    assert made.skeletons["pose_keypoints"].edges == [[0, 1]]
+
+    run(made, tmp_path, maps=("nose",), floor=0.1, existing="append")
+    colors = {entry["path"] for entry in made.app_config.color_scheme.fields}
+    assert "pose_nose" in colors, "what is new is given its looks"
+    assert made.app_config.active_fields.paths == ["pose_keypoints"]
 
 
 # --- the record
@@ -531,6 +550,63 @@ def test_a_run_with_other_joints_cannot_be_continued(dataset: Callable, photos: 
             run(made, tmp_path, model="custom", checkpoint=str(checkpoint), existing=existing)
     run(made, tmp_path, model="custom", checkpoint=str(checkpoint), existing="replace")
     assert runs.read_record(made, "pose").flip == tuple(range(17))
+
+
+def test_people_of_other_joints_go_when_a_run_is_replaced(dataset: Callable, photos: Path, tmp_path: Path):
+    made = dataset([photos / "astronaut.jpg"] * 2)
+    run(made, tmp_path, input_size=128)
+    maps = made.values("pose_max.map_path")
+    joints = {"name": "other", "joints": [f"joint_{k}" for k in range(17)], "flip": [], "limbs": []}
+    checkpoint = tmp_path / "other.safetensors"
+    checkpoint.write_bytes((REPOSITORY / "assets" / f"{checkpoints.DEFAULT_MODEL}.safetensors").read_bytes())
+    checkpoint.with_suffix(".json").write_text(json.dumps(joints))
+    assert all(made.values("pose_num_people"))
+    run(made.limit(1), tmp_path, model="custom", checkpoint=str(checkpoint), input_size=128, existing="replace")
+    assert made.skeletons["pose_keypoints"].labels == joints["joints"]
+    one, other = made.values("pose_keypoints.keypoints")
+    assert one
+    assert other is None, "its points would be drawn with the new skeleton"
+    assert made.values("pose_num_people") == [len(one), None]
+    assert made.values("pose_max.map_path")[1] == maps[1]
+    assert made.values("pose_status") == ["done", None]
+
+
+@pytest.mark.parametrize("change", ["delete", "rename"])
+def test_a_field_that_somebody_took_away_is_made_again(change: str, dataset: Callable, photos: Path, tmp_path: Path):
+    made = dataset([photos / "rocket.jpg"] * 2)
+    run(made, tmp_path, maps=("max", "nose"))
+    if change == "delete":
+        made.delete_sample_field("pose_nose")
+    else:
+        made.rename_sample_field("pose_nose", "mine")
+    assert run(made.match(fo.ViewField("pose_status") == "done"), tmp_path, maps=("max", "nose")).done == 2
+    assert made.count("pose_nose") == made.count("pose_max") == 2
+    assert run(made, tmp_path, maps=("max", "nose")).skipped == 2
+
+    made.delete_sample_field("pose_status")
+    assert run(made, tmp_path, maps=("max", "nose")).done == 2
+
+    made.delete_sample_field("pose_nose")
+    assert run(made, tmp_path, maps=("max", "nose"), floor=0.1, existing="append").skipped == 2
+
+
+def test_replace_on_a_view_by_what_is_replaced_is_for_the_samples_that_it_had(
+    dataset: Callable, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = dataset([photos / "rocket.jpg"] * 3)
+    run(made.limit(2), tmp_path)
+    todo = made.match(fo.ViewField("pose_status") != "done")
+    assert run(todo, tmp_path, floor=0.1, existing="replace").total == 1
+    assert made.values("pose_status") == [None, None, "done"]
+    done = made.match(fo.ViewField("pose_status") == "done")
+    assert run(done, tmp_path, floor=0.2, existing="replace").done == 1
+    assert made.values("pose_status") == [None, None, "done"]
+
+    monkeypatch.setattr(shards, "MAX_IDS", 1)
+    with pytest.raises(ValueError, match=r"more than 1 samples.*match_tags\('todo'\)"):
+        run(todo, tmp_path, existing="replace")
+    assert made.values("pose_status") == [None, None, "done"]
+    assert run(todo, tmp_path, floor=0.2).done == 2, "nothing is replaced, so nothing has to be written down"
 
 
 def test_replace_makes_all_maps_anew_and_deletes_the_old_ones(dataset: Callable, photos: Path, tmp_path: Path):
