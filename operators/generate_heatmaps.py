@@ -292,6 +292,7 @@ def _consequences(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
     # Each look at the problems reads the weights for their hash: no more of them than are needed.
     found = pipeline.problems(view, settings)
     replaced = pipeline.problems(view, settings, "replace") if found else found
+    existing = None  # not what was chosen before the settings were changed again, and the App still sends
     if found != replaced:
         ways = types.RadioGroup()
         ways.add_choice(
@@ -301,28 +302,35 @@ def _consequences(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
         )
         ways.add_choice("append", label="Keep them", description="Only the other samples get maps, of the new settings")
         inputs.enum("existing", ways.values(), label="This label field holds something else already", view=ways)
-        if ctx.params.get("existing") == "replace":
+        existing = ctx.params.get("existing")
+        if existing == "replace":
             found = replaced
-        elif ctx.params.get("existing"):
-            found = pipeline.problems(view, settings, ctx.params["existing"])
+        elif existing:
+            found = pipeline.problems(view, settings, existing)
     if found:
         forms.refuse(inputs, found)
     elif not ctx.requesting_delegated_execution:  # then nobody reads it, and the worker's device may not be here
-        _notice(ctx, inputs, view, settings)
+        _notice(ctx, inputs, view, settings, existing)
 
 
 def _notice(
-    ctx: foo.ExecutionContext, inputs: types.Object, view: fo.core.collections.SampleCollection, settings: Settings
+    ctx: foo.ExecutionContext,
+    inputs: types.Object,
+    view: fo.core.collections.SampleCollection,
+    settings: Settings,
+    existing: str | None,
 ) -> None:
-    from ..inference import checkpoints, estimates, runs, weights
+    from ..inference import checkpoints, estimates, recording, runs, weights
     from ..inference.views import whole_samples
 
     dataset, view = ctx.dataset, whole_samples(view)
     settings = settings.resolved(dataset)
     total = count = len(view)
     status = runs.field_name(settings.label_field, "status")
-    skip_existing, existing = generation.choices(ctx.params)
-    if skip_existing and existing != "replace" and dataset.has_field(status):
+    skip_existing, _ = generation.choices(ctx.params)
+    entry = checkpoints.find_model(settings.model, settings.checkpoint)
+    again = existing == "replace" or recording.starts_over(dataset, settings, entry.joint_set, None, existing)
+    if skip_existing and not again and dataset.has_field(status):
         count -= view.match({status: runs.DONE}).count()
     if not count:
         forms.notice(inputs, f"All {forms.samples(total)} have these maps already; there is nothing to do.")
@@ -346,7 +354,7 @@ def _notice(
     text = f"{forms.samples(count)}{done}, {fields}, about {size} {place}, {time}."
     if settings.resolution == "image" and not sizes:
         text += " The megabytes are those of images of 640 x 480; compute_metadata() would tell more."
-    fetched = weights.fetch_size(checkpoints.find_model(settings.model, settings.checkpoint), settings.checkpoint)
+    fetched = weights.fetch_size(entry, settings.checkpoint)
     if fetched:
         text += f" Before that, about {forms.size(fetched)} of weights will be fetched."
     shards = generation.shards_of(ctx.params)

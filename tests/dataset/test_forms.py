@@ -77,6 +77,24 @@ def test_values_of_fields_that_the_form_hides_again_do_nothing(dataset: Callable
     assert (settings["checkpoint"], settings["flip"]) == (None, False)
 
 
+def test_the_form_counts_the_samples_that_the_run_will_do(dataset: Callable, photos: Path, tmp_path: Path):
+    made = dataset([photos / "rocket.jpg"] * 3)
+    params = {"maps": "max", "maps_dir": str(tmp_path)}
+    settings = pipeline.Settings(maps=("max",), maps_dir=str(tmp_path))
+    pipeline.run(made.limit(2), settings, progress=False)
+    changed = {**params, "resolution": "image"}
+    assert "1 image (2 images done already)" in form("generate_heatmaps", made, params)
+    assert "3 images, 1 heatmap" in form("generate_heatmaps", made, {**changed, "existing": "replace"})
+    assert "1 image (2 images done already)" in form("generate_heatmaps", made, {**changed, "existing": "append"})
+    # chosen before the settings were changed back: the form shows no choice any more, and the App still sends it
+    assert "1 image (2 images done already)" in form("generate_heatmaps", made, {**params, "existing": "replace"})
+
+    pipeline.run(made, settings, progress=False)
+    assert "All 3 images have these maps already" in form("generate_heatmaps", made, {**params, "existing": "replace"})
+    made.delete_sample_field("pose_max")
+    assert "3 images, 1 heatmap" in form("generate_heatmaps", made, params)
+
+
 def test_a_device_that_only_a_worker_has_is_no_reason_to_refuse(
     dataset: Callable, photos: Path, monkeypatch: pytest.MonkeyPatch
 ):
