@@ -115,6 +115,9 @@ def process(
     heatmaps = [runs.field_name(label_field, name) for name in index.names()]
     fields: dict[str, type] = dict.fromkeys(heatmaps, fo.Heatmap)
     fields[runs.field_name(label_field, "status")] = fo.StringField
+    unknown = unknown_problem(dataset, label_field, fields)
+    if unknown:
+        raise ValueError(unknown)
     runs.declare(dataset, fields)
     record = _open_record(dataset, label_field, matching, fields)
 
@@ -191,6 +194,17 @@ def problems(view: fo.core.collections.SampleCollection, matching: Matching, lab
     maximum = runs.field_name(label_field, "max")
     status = runs.field_name(label_field, "status")
     return found + runs.conflicts(view._dataset, {maximum: fo.Heatmap, status: fo.StringField})
+
+
+def unknown_problem(dataset: fo.Dataset, label_field: str, fields: Iterable[str]) -> str | None:
+    """What is in the fields to be written must not be lost unless a record says that it is maps of this label field."""
+    names = runs.unknown_values(dataset, fields, runs.read_record(dataset, label_field))
+    if not names:
+        return None
+    return (
+        f"The dataset has values in {', '.join(names)} that no run of '{label_field}' is known for. Choose another "
+        "label field, or adopt them in the panel Pose heatmaps: maps that are attached then replace theirs."
+    )
 
 
 def _open_record(dataset: fo.Dataset, label_field: str, matching: Matching, fields: Iterable[str]) -> runs.Record:

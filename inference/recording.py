@@ -71,7 +71,7 @@ def _unknown_problem(
     dataset: fo.Dataset, settings: Settings, joint_set: JointSet, record: runs.Record | None
 ) -> str | None:
     """Maps and labels that no run is known for must not be taken for this one's, nor be lost by it."""
-    names = unknown_values(dataset, fields_of(settings, joint_set), record)
+    names = runs.unknown_values(dataset, fields_of(settings, joint_set), record)
     if not names:
         return None
     if {*names} & {*runs.heatmap_fields(dataset)}:
@@ -83,15 +83,6 @@ def _unknown_problem(
         f"The dataset has values in {', '.join(names)} that no run of '{settings.label_field}' is known for, such as "
         "labels of your own. Choose another label field, or pass existing='replace' to write over them."
     )
-
-
-def unknown_values(dataset: fo.Dataset, fields: Iterable[str], record: runs.Record | None) -> list[str]:
-    """Those of the fields that hold something, in one sample at least, and that the record does not know."""
-    schema, known = dataset.get_field_schema(), record.fields if record else ()
-    names = [name for name in fields if name in schema and name not in known]
-    # Empty ones may be what a killed run has declared: the record is written after the fields, before any value.
-    found = names and dataset._sample_collection.find_one({"$or": [{name: {"$ne": None}} for name in names]}, names)
-    return [name for name in names if found and found.get(name) is not None]
 
 
 def _is_foreign(record: runs.Record, dataset: fo.Dataset) -> bool:

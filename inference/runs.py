@@ -101,6 +101,15 @@ def conflicts(dataset: fo.Dataset, fields: dict[str, type]) -> list[str]:
     return problems
 
 
+def unknown_values(dataset: fo.Dataset, fields: Iterable[str], record: Record | None) -> list[str]:
+    """Those of the fields that hold something, in one sample at least, and that the record does not know."""
+    schema, known = dataset.get_field_schema(), record.fields if record else ()
+    names = [name for name in fields if name in schema and name not in known]
+    # Empty ones may be what a killed run has declared: the record is written after the fields, before any value.
+    found = names and dataset._sample_collection.find_one({"$or": [{name: {"$ne": None}} for name in names]}, names)
+    return [name for name in names if found and found.get(name) is not None]
+
+
 def check_label_field(label_field: str) -> None:
     """Raises ValueError if a label field cannot be used as a prefix of field names."""
     if not label_field.isidentifier() or label_field.startswith("_"):

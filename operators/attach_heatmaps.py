@@ -163,9 +163,10 @@ def _consequences(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
         forms.refuse(inputs, [str(error)])
         return
     fields = [runs.field_name(label_field, name) for name in index.names()]
-    conflicts = runs.conflicts(ctx.dataset, dict.fromkeys(fields, fo.Heatmap))
-    if conflicts:
-        forms.refuse(inputs, conflicts)
+    found = runs.conflicts(ctx.dataset, dict.fromkeys(fields, fo.Heatmap))
+    unknown = attach.unknown_problem(ctx.dataset, label_field, [*fields, runs.field_name(label_field, "status")])
+    if found or unknown:
+        forms.refuse(inputs, found or [str(unknown)])
         return
     if not index.complete:
         text = f"At least {index.matched():,} of the first {index.samples:,} samples have a matching map"
@@ -174,9 +175,6 @@ def _consequences(ctx: foo.ExecutionContext, inputs: types.Object) -> None:
     text = f"{index.matched():,} of {index.samples:,} samples have a matching map"
     more = f" and {len(fields) - FIELDS_NAMED} more fields" if len(fields) > FIELDS_NAMED else ""
     forms.notice(inputs, f"{text}; {index.files():,} files for {', '.join(fields[:FIELDS_NAMED])}{more}.")
-    present = [name for name in fields if ctx.dataset.has_field(name)]
-    if present and runs.read_record(ctx.dataset, label_field) is None:
-        forms.warn(inputs, "present", f"What {', '.join(present)} hold for these samples will be replaced.")
 
 
 def _index(ctx: foo.ExecutionContext, view: fo.core.collections.SampleCollection, matching: Matching) -> Index:

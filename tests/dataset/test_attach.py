@@ -319,6 +319,26 @@ def test_fields_of_another_type_and_runs_of_the_network_are_refused(
         attach(made, str(folder), "net")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("max", fo.Heatmap(map=np.full((4, 4), 9, np.uint8))), ("status", "reviewed")]
+)
+def test_values_that_no_run_is_known_for_are_not_replaced(
+    name: str, value: object, attach, dataset: Callable, photos: Path, folder: Path
+):
+    made = dataset([photos / "rocket.jpg", photos / "camera.png"])
+    save(folder / "camera.png")
+    made.set_values(f"pose_{name}", [None, value])
+    with pytest.raises(ValueError, match=rf"values in pose_{name} that no run of 'pose' is known for.*adopt"):
+        attach(made, str(folder))
+    assert made.values(f"pose_{name}") == [None, value]
+    text = form_text(attach, context(made, maps_dir={"absolute_path": str(folder)}))
+    assert f"values in pose_{name} that no run of 'pose' is known for" in text["problem_0"]
+    assert "notice" not in text
+    if name == "max":
+        runs.adopt(made, "pose")
+        assert attach(made, str(folder)).done == 1
+
+
 def test_generate_asks_before_it_replaces_attached_maps_and_leaves_their_files(
     attach, dataset: Callable, photos: Path, folder: Path
 ):
