@@ -198,13 +198,14 @@ def problems(view: fo.core.collections.SampleCollection, matching: Matching, lab
 
 def unknown_problem(dataset: fo.Dataset, label_field: str, fields: Iterable[str]) -> str | None:
     """What is in the fields to be written must not be lost unless a record says that it is maps of this label field."""
-    names = runs.unknown_values(dataset, fields, runs.read_record(dataset, label_field))
+    record = runs.read_record(dataset, label_field)
+    names = runs.unknown_values(dataset, fields, record)
     if not names:
         return None
-    return (
-        f"The dataset has values in {', '.join(names)} that no run of '{label_field}' is known for. Choose another "
-        "label field, or adopt them in the panel Pose heatmaps: maps that are attached then replace theirs."
-    )
+    found = f"The dataset has values in {', '.join(names)} that no run of '{label_field}' is known for. Choose another "
+    if record or not {*names} & {*runs.heatmap_fields(dataset)}:  # nothing that the panel could adopt
+        return f"{found}label field."
+    return f"{found}label field, or adopt them in the panel Pose heatmaps: maps that are attached then replace theirs."
 
 
 def _open_record(dataset: fo.Dataset, label_field: str, matching: Matching, fields: Iterable[str]) -> runs.Record:

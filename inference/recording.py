@@ -74,7 +74,7 @@ def _unknown_problem(
     names = runs.unknown_values(dataset, fields_of(settings, joint_set), record)
     if not names:
         return None
-    if {*names} & {*runs.heatmap_fields(dataset)}:
+    if record is None and {*names} & {*runs.heatmap_fields(dataset)}:
         return (
             f"'{settings.label_field}' has maps that no run is known for, as apply_model() makes them. Choose another "
             "label field, adopt them in the panel Pose heatmaps, or pass existing='replace' to make them anew."

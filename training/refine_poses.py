@@ -299,7 +299,7 @@ def train(samples: Samples, minutes: float, folder: Path, start: Mapping[str, Te
         network.load_state_dict(saved["model"])
         optimiser.load_state_dict(saved["optimiser"])
         average.state, step, seconds = saved["ema"], saved["step"], saved["seconds"]
-        print(f"Goes on from step {step}.", flush=True)
+        print(f"Goes on from step {step} of {path}; without that file it begins anew.", flush=True)
 
     def keep() -> None:
         parts = {"model": network.state_dict(), "optimiser": optimiser.state_dict(), "ema": average.state}

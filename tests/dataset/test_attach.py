@@ -320,15 +320,19 @@ def test_fields_of_another_type_and_runs_of_the_network_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("max", fo.Heatmap(map=np.full((4, 4), 9, np.uint8))), ("status", "reviewed")]
+    ("name", "value", "advice"),
+    [
+        ("max", fo.Heatmap(map=np.full((4, 4), 9, np.uint8)), "another label field, or adopt"),
+        ("status", "reviewed", r"another label field\.$"),
+    ],
 )
 def test_values_that_no_run_is_known_for_are_not_replaced(
-    name: str, value: object, attach, dataset: Callable, photos: Path, folder: Path
+    name: str, value: object, advice: str, attach, dataset: Callable, photos: Path, folder: Path
 ):
     made = dataset([photos / "rocket.jpg", photos / "camera.png"])
     save(folder / "camera.png")
     made.set_values(f"pose_{name}", [None, value])
-    with pytest.raises(ValueError, match=rf"values in pose_{name} that no run of 'pose' is known for.*adopt"):
+    with pytest.raises(ValueError, match=rf"values in pose_{name} that no run of 'pose' is known for.*{advice}"):
         attach(made, str(folder))
     assert made.values(f"pose_{name}") == [None, value]
     text = form_text(attach, context(made, maps_dir={"absolute_path": str(folder)}))
