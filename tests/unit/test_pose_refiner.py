@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -391,7 +392,8 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(
     samples: Samples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refine_poses, "SAVE_STEPS", 2)
-    monkeypatch.setattr(refine_poses.time, "monotonic", itertools.count(step=0.5).__next__)  # a step is half a second
+    clock = SimpleNamespace(monotonic=itertools.count(step=0.5).__next__)  # a step is half a second
+    monkeypatch.setattr(refine_poses, "time", clock)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
         folder.mkdir()
