@@ -37,7 +37,7 @@ from inference.images import read_image
 from inference.joints import COCO as JOINTS
 from inference.joints import JointSet
 from inference.labels import Seen, find_people, keypoints, see
-from inference.predictor import Predictor, PreparedImage
+from inference.predictor import PRECISIONS, Predictor, PreparedImage, find_precision
 from inference.settings import Settings
 
 THRESHOLD = 0.2
@@ -201,13 +201,20 @@ def main() -> None:
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0])
     parser.add_argument("--input-size", type=int, help="short side of the network's input, pixels")
     parser.add_argument("--device")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--json", action="store_true", help="end with one JSON object on one line")
     arguments = parser.parse_args()
 
     model = checkpoints.load(arguments.model, arguments.checkpoint)
     input_size = arguments.input_size or model.entry.input_size
     predictor = Predictor(
-        model.network, model.entry.joint_set.flip, input_size, arguments.flip, arguments.scales, arguments.device
+        model.network,
+        model.entry.joint_set.flip,
+        input_size,
+        arguments.flip,
+        arguments.scales,
+        arguments.device,
+        find_precision(arguments.precision, arguments.device),
     )
     with contextlib.redirect_stdout(io.StringIO()):
         annotations = COCO(str(arguments.annotations))

@@ -34,7 +34,7 @@ import torch
 
 from inference import checkpoints, pipeline
 from inference.images import read_image
-from inference.predictor import Predictor, PreparedImage
+from inference.predictor import PRECISIONS, Predictor, PreparedImage, find_precision
 from inference.settings import STORAGES, Settings
 
 from .photos import write_cuttings
@@ -145,7 +145,13 @@ def measure(settings: Settings, images: list[Path], count: int, rounds: int) -> 
     model = checkpoints.load(settings.model, settings.checkpoint)
     input_size = settings.input_size or model.entry.input_size
     predictor = Predictor(
-        model.network, model.entry.joint_set.flip, input_size, settings.flip, settings.scales, settings.device
+        model.network,
+        model.entry.joint_set.flip,
+        input_size,
+        settings.flip,
+        settings.scales,
+        settings.device,
+        find_precision(settings.precision, settings.device),
     )
     prepared = [predictor.prepare(read_image(str(path))) for path in images[:WARM_UP]]
     shape = Counter(image.shape for image in prepared).most_common(1)[0][0]
@@ -211,6 +217,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="measured runs (default: %(default)s)")
     parser.add_argument("--storage", choices=STORAGES, default="files")
     parser.add_argument("--maps", nargs="+", default=["max", "joints"], help="max, joints, or names of joints")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
     parser.add_argument("--batch-size", type=int, help="of the run; automatic without it")
     parser.add_argument("--json", action="store_true", help="print one flat JSON object on the last line")
     arguments = parser.parse_args()
@@ -221,6 +228,7 @@ def main() -> None:
             maps=tuple(arguments.maps),
             storage=arguments.storage,
             maps_dir=str(Path(folder) / "maps"),
+            precision=arguments.precision,
             batch_size=arguments.batch_size,
         )
         if arguments.images:

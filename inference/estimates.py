@@ -11,7 +11,7 @@ import numpy as np
 
 from . import checkpoints, weights
 from .network import HigherHRNet, NetworkConfig
-from .predictor import Predictor
+from .predictor import Predictor, find_precision
 from .settings import Settings
 
 PHOTO_WH = (640, 480)  # of an image whose size is not known
@@ -24,14 +24,22 @@ BLOCK = 4096  # what a small file takes on most disks
 
 
 @lru_cache(maxsize=16)
-def _seconds_per_pass(model: str, checkpoint: str | None, input_size: int, device: str | None) -> float:
+def _seconds_per_pass(
+    model: str, checkpoint: str | None, input_size: int, device: str | None, precision: str
+) -> float:
     """Of one image through the network, once, with its own weights if they are here."""
     entry = checkpoints.find_model(model, checkpoint)
     if weights.find(entry, checkpoint):
         network = checkpoints.load(model, checkpoint).network
     else:  # the time does not depend on the weights
         network = HigherHRNet(entry.network or NetworkConfig()).eval()
-    predictor = Predictor(network, range(network.config.joints), input_size, device=device)
+    predictor = Predictor(
+        network,
+        range(network.config.joints),
+        input_size,
+        device=device,
+        precision=find_precision(precision, device),
+    )
     image = predictor.prepare(np.zeros((PHOTO_WH[1], PHOTO_WH[0], 3), np.uint8))
     seconds: list[float] = []
     for batch in (1, 2, 2):  # the first is slower: memory is laid out
@@ -44,16 +52,18 @@ def _seconds_per_pass(model: str, checkpoint: str | None, input_size: int, devic
 
 
 def seconds_per_image(settings: Settings) -> float:
-    """Measured with the network on this machine, once per process and choice of model and device.
+    """Measured with the network on this machine, once per process and choice of model, device and precision.
 
     Raises:
-        ValueError: if the model cannot be loaded
+        ValueError: if the model cannot be loaded, or the device lacks the precision
     """
     entry = checkpoints.find_model(settings.model, settings.checkpoint)
     # Not at the size that is chosen: a form would measure anew at every digit that is typed.
     larger = (settings.input_size or entry.input_size) / entry.input_size
     passes = sum((scale * larger) ** 2 for scale in settings.scales) * (2 if settings.flip else 1)
-    seconds = _seconds_per_pass(settings.model, settings.checkpoint, entry.input_size, settings.device)
+    seconds = _seconds_per_pass(
+        settings.model, settings.checkpoint, entry.input_size, settings.device, settings.precision
+    )
     return OVERHEAD * passes * seconds
 
 

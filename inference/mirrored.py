@@ -17,7 +17,7 @@ from .cores import usable_cores
 from .images import read_image
 from .joints import JointSet
 from .maps import make_maps
-from .predictor import Prediction, Predictor, PreparedImage
+from .predictor import Prediction, Predictor, PreparedImage, find_precision
 from .runs import Record
 
 READ_AHEAD = 64  # images
@@ -46,7 +46,7 @@ def load(record: Record, device: str | None = None) -> tuple[Predictor, JointSet
     """The model of a run with its settings, but without the flip test, which would average what is to be compared.
 
     Raises:
-        ValueError: if the weights that made the run are no longer there
+        ValueError: if the weights that made the run are no longer there, or the device lacks its precision
         CheckpointError: if they cannot be used
     """
     settings = record.settings
@@ -58,7 +58,11 @@ def load(record: Record, device: str | None = None) -> tuple[Predictor, JointSet
         )
     joint_set = model.entry.joint_set
     scales = tuple(settings["scales"])
-    return Predictor(model.network, joint_set.flip, settings["input_size"], scales=scales, device=device), joint_set
+    precision = find_precision(settings.get("precision") or "float32", device)
+    predictor = Predictor(
+        model.network, joint_set.flip, settings["input_size"], scales=scales, device=device, precision=precision
+    )
+    return predictor, joint_set
 
 
 def look(

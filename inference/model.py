@@ -24,7 +24,7 @@ from . import checkpoints, runs
 from .cores import usable_cores
 from .labels import Labeller, Seen, see
 from .map_files import MapWriter
-from .predictor import Predictor, PreparedImage
+from .predictor import Predictor, PreparedImage, find_precision
 from .settings import Settings, default_maps_dir
 
 
@@ -48,7 +48,13 @@ class PoseHeatmapModel(fom.SamplesMixin, fom.Model):
         self.run_id = runs.new_run_id()
         self.config = SimpleNamespace()  # FiftyOne asks it for settings that this model does not have
         self._predictor = Predictor(
-            loaded.network, self.joint_set.flip, input_size, settings.flip, settings.scales, settings.device
+            loaded.network,
+            self.joint_set.flip,
+            input_size,
+            settings.flip,
+            settings.scales,
+            settings.device,
+            find_precision(settings.precision, settings.device),
         )
         self._in_memory = Labeller(settings, self.joint_set, None)
         self._files: MapWriter | None = None

@@ -39,7 +39,7 @@ from .images import read_image
 from .joints import JointSet
 from .map_files import MapWriter, check_writable
 from .maps import map_wh
-from .predictor import Predictor, PreparedImage
+from .predictor import Predictor, PreparedImage, find_precision
 from .settings import Settings
 from .views import bulk_write, change, pages, patiently, target_problem, whole_samples
 
@@ -215,6 +215,7 @@ def process(
         settings.flip,
         settings.scales,
         settings.device,
+        find_precision(settings.precision, settings.device),
     )
     joint_set = model.entry.joint_set
     if recording.starts_over(dataset, settings, joint_set, model.sha256, existing):
@@ -251,11 +252,12 @@ def _load(
     flip: bool,
     scales: tuple[float, ...],
     device: str | None,
+    precision: torch.dtype,
 ) -> tuple[checkpoints.LoadedModel, Predictor]:
     """A model on its device; loaded again when its description or the file of its weights (``sha256``) has changed."""
     model = checkpoints.load(entry.name, checkpoint)
     flipped = model.entry.joint_set.flip
-    return model, Predictor(model.network, flipped, input_size, flip_test=flip, scales=scales, device=device)
+    return model, Predictor(model.network, flipped, input_size, flip, scales, device, precision)
 
 
 def _must_work(device: torch.device) -> None:

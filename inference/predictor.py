@@ -26,6 +26,7 @@ from .grouping import GroupingConfig
 from .network import HigherHRNet
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet, RGB, for values 0 to 1
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class Predictor:
         flip_test: also run the mirrored image
         scales: scales to run, relative to ``input_size``
         device: ``"cpu"``, ``"cuda"``, ``"cuda:N"`` or ``"mps"``; None = the best there is
-        precision: None = bfloat16 where the hardware computes with it, else float32
+        precision: of the network, but for its heads. bfloat16 is faster where the hardware computes with it; but where
+            two places, or two ways to group, are nearly as good, its rounding decides between them
 
     ``grouping`` has the pose prior and the pose refiner of the weights.
     """
@@ -95,7 +97,7 @@ class Predictor:
         flip_test: bool = False,
         scales: Sequence[float] = (1.0,),
         device: str | None = None,
-        precision: torch.dtype | None = None,
+        precision: torch.dtype = torch.float32,
     ):
         check_sizes(scales, input_size)
         self.config = network.config
@@ -104,8 +106,8 @@ class Predictor:
         self.scales = tuple(sorted(float(scale) for scale in scales))
         self.base = int(np.argmin([abs(scale - 1) for scale in self.scales]))
         self.device = choose_device(device)
-        self.precision = precision or best_precision(self.device)
-        self.network = for_inference(network, self.precision).to(self.device)
+        self.precision = precision
+        self.network = for_inference(network, precision).to(self.device)
         self.context_gate, self.calibration = network.context_gate, network.calibration
         self.grouping = GroupingConfig(prior=network.pose_prior, refiner=network.pose_refiner)
         self._flip = torch.tensor(list(flip), device=self.device)
@@ -241,6 +243,18 @@ def choose_device(device: str | None) -> torch.device:
     if not there:
         raise ValueError(f"Device '{device}' is not available here; leave it empty to use the best that is.")
     return chosen
+
+
+def find_precision(name: str, device: str | None) -> torch.dtype:
+    """The precision of that name.
+
+    Raises:
+        ValueError: if the device would be slower with it than with float32, or is not there
+    """
+    chosen = choose_device(device)
+    if name == "bfloat16" and best_precision(chosen) is not torch.bfloat16:
+        raise ValueError(f"The device '{chosen}' of this machine does not compute with bfloat16: choose float32.")
+    return PRECISIONS[name]
 
 
 def best_precision(device: torch.device) -> torch.dtype:

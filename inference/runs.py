@@ -290,10 +290,11 @@ def dataset_id(dataset: fo.Dataset) -> str:
 
 def differences(record: Record, settings: dict) -> list[str]:
     """The settings in which a record differs from a call, as ``name (was a, now b)``."""
+    recorded = {"precision": "float32", **record.settings}  # which runs of earlier versions do not know
     return [
-        f"{name} (was {record.settings.get(name)!r}, now {value!r})"
+        f"{name} (was {recorded.get(name)!r}, now {value!r})"
         for name, value in settings.items()
-        if record.settings.get(name) != value
+        if recorded.get(name) != value
     ]
 
 

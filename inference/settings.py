@@ -12,7 +12,7 @@ import fiftyone as fo
 from . import checkpoints, runs
 from .joints import JointSet
 from .maps import DTYPES, RESOLUTIONS
-from .predictor import check_sizes
+from .predictor import PRECISIONS, check_sizes
 from .runs import default_maps_dir
 
 STORAGES = ("files", "memory")
@@ -38,6 +38,8 @@ class Settings:
         input_size: short side of the network input, pixels; None = the model's
         flip: average with the mirrored image
         scales: average over these scales of the input
+        precision: of the network: ``"float32"``, or ``"bfloat16"``, which is faster where the hardware computes with it,
+            and puts some joints elsewhere
         batch_size, num_readers, device: how it is computed; without influence on the maps
     """
 
@@ -55,6 +57,7 @@ class Settings:
     input_size: int | None = None
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
+    precision: str = "float32"
     batch_size: int | None = None
     num_readers: int | None = None
     device: str | None = None
@@ -65,6 +68,7 @@ class Settings:
             ("storage", self.storage, STORAGES),
             ("resolution", self.resolution, RESOLUTIONS),
             ("dtype", self.dtype, DTYPES),
+            ("precision", self.precision, PRECISIONS),
         ):
             if value not in known:
                 raise ValueError(f"{name} is '{value}'; it must be one of {', '.join(known)}.")
@@ -100,7 +104,7 @@ class Settings:
     def recorded(self) -> dict[str, Any]:
         """What decides how the maps look, as plain values."""
         names = ("model", "checkpoint", "keypoints", "storage", "maps_dir", "resolution", "dtype", "floor")
-        values = {name: getattr(self, name) for name in (*names, "input_size", "flip")}
+        values = {name: getattr(self, name) for name in (*names, "input_size", "flip", "precision")}
         values["all_groups"] = self.all_groups or None  # as in records of runs that were made before there was a choice
         return {**values, "maps": list(self.maps), "scales": list(self.scales)}
 

@@ -77,6 +77,7 @@ class GenerateHeatmaps(foo.Operator):
         input_size: int | None = None,
         flip: bool = False,
         scales: Sequence[float] = (1.0,),
+        precision: str = "float32",
         batch_size: int | None = None,
         num_readers: int | None = None,
         device: str | None = None,
@@ -106,6 +107,8 @@ class GenerateHeatmaps(foo.Operator):
             input_size: short side of the network's input, pixels; None = the model's own
             flip: average with the mirrored image
             scales: average over these scales of the input
+            precision: ``"float32"``, or ``"bfloat16"``, which is faster where the hardware computes with it, and puts
+                some joints elsewhere
             batch_size: images per forward pass; None = automatic
             num_readers: threads that decode images; None = automatic
             device: ``"cpu"``, ``"cuda:0"`` and so on; None = the best there is
@@ -146,6 +149,7 @@ class GenerateHeatmaps(foo.Operator):
             input_size=input_size,
             flip=flip,
             scales=tuple(scales),
+            precision=precision,
             batch_size=batch_size,
             num_readers=num_readers,
             device=device,
@@ -270,6 +274,10 @@ def _advanced_fields(ctx: foo.ExecutionContext, inputs: types.Object, bundled: b
     inputs.int("input_size", min=64, label="Input size", description="Short side of the network's input, in pixels")
     inputs.bool("flip", default=False, label="Flip test", description="Average with the mirrored image; twice the time")
     inputs.str("scales", default="1", label="Scales", description="Average over these scales, such as: 0.5, 1, 2")
+    precisions = types.RadioGroup(orientation="horizontal")
+    precisions.add_choice("float32", label="float32 (the same everywhere)")
+    precisions.add_choice("bfloat16", label="bfloat16 (fast)")
+    inputs.enum("precision", precisions.values(), default="float32", label="Precision", view=precisions)
     inputs.int("batch_size", min=1, label="Batch size", description="Empty: automatic")
     inputs.int("num_readers", min=1, label="Readers", description="Threads that decode images; empty: automatic")
     inputs.str("device", label="Device", description="cpu, cuda:0, …; empty: the best there is")

@@ -16,7 +16,18 @@ if TYPE_CHECKING:
     from ..inference.pipeline import Progress
     from ..inference.settings import Settings
 
-ADVANCED = ("floor", "dtype", "input_size", "flip", "scales", "batch_size", "num_readers", "device", "all_groups")
+ADVANCED = (
+    "floor",
+    "dtype",
+    "input_size",
+    "flip",
+    "scales",
+    "precision",
+    "batch_size",
+    "num_readers",
+    "device",
+    "all_groups",
+)
 
 # --- parameters: the form's, and those of a queued operation
 
@@ -69,9 +80,9 @@ def params_of(settings: Settings, skip_existing: bool, existing: str | None) -> 
     """The inverse of :func:`settings_of`."""
     from ..inference import checkpoints
 
-    names = ("label_field", "model", "keypoints", "storage", "resolution", "dtype", "floor", "flip", "all_groups")
+    names = ("label_field", "model", "keypoints", "storage", "resolution", "dtype", "floor", "flip", "precision")
     optional = ("input_size", "batch_size", "num_readers", "device")
-    params = {name: getattr(settings, name) for name in names}
+    params = {name: getattr(settings, name) for name in (*names, "all_groups")}
     params |= {name: getattr(settings, name) for name in optional if getattr(settings, name) is not None}
     paths = {"checkpoint": settings.checkpoint, "maps_dir": settings.maps_dir}
     params |= {name: forms.path_param(path) for name, path in paths.items() if path}

@@ -92,6 +92,8 @@ def _title(record: Record) -> str:
         parts.append("flip")
     if len(settings.get("scales") or ()) > 1:
         parts.append(f"{len(settings['scales'])} scales")
+    if settings.get("precision") == "bfloat16":
+        parts.append("bfloat16")
     return ", ".join(parts)
 
 

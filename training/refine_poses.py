@@ -36,7 +36,7 @@ from inference.grouping import group
 from inference.joints import COCO
 from inference.pose_prior import PosePrior
 from inference.pose_refiner import CELL, CELLS, HALF, RefinerNetwork, cut_windows, draw, likeliest
-from inference.predictor import Predictor
+from inference.predictor import Predictor, best_precision, choose_device
 from training.dataset import HELD_OUT, Photo, labelled, read_shards, split, trusted
 from training.evaluate import SEGMENT, mixed_precision
 from training.train import Ema, learning_rate, must_be_finite, save, write
@@ -173,7 +173,7 @@ def collect_chunk(weights: Path, input_size: int, photos: list[Photo], path: Pat
     prior = network.pose_prior
     assert prior
     network.pose_refiner = None
-    predictor = Predictor(network, COCO.flip, input_size)
+    predictor = Predictor(network, COCO.flip, input_size, precision=best_precision(choose_device(None)))
     found = [collect(predictor, prior, photo) for photo in photos]
     arrays = {name: np.concatenate([getattr(one, name) for one in found]) for name in NAMES}
     partial = path.with_name(f"{path.name}.partial")

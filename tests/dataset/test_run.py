@@ -14,8 +14,9 @@ import cv2
 import fiftyone as fo
 import numpy as np
 import pytest
+import torch
 
-from inference import checkpoints, estimates, pipeline, removal, runs, shards, views
+from inference import checkpoints, estimates, pipeline, predictor, removal, runs, shards, views
 from inference.joints import COCO
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -448,6 +449,27 @@ def test_other_settings_are_refused_by_name(photos_run: tuple[fo.Dataset, Path])
         run(made, maps_dir, existing="overwrite")
     assert files_in(maps_dir) == before
     assert runs.counts(made, "pose") == (6, 0)
+
+
+def test_bfloat16_is_used_only_when_asked_for_and_only_where_the_device_computes_with_it(
+    dataset: Callable, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made = dataset([photos / "astronaut.jpg"])
+    monkeypatch.setattr(predictor, "best_precision", lambda _: torch.bfloat16)
+    run(made, tmp_path)
+    exact = read(made.first().pose_max.map_path)
+    with pytest.raises(ValueError, match=r"precision \(was 'float32', now 'bfloat16'\)"):
+        run(made, tmp_path, precision="bfloat16")
+    run(made, tmp_path, precision="bfloat16", existing="replace")
+    fast = read(made.first().pose_max.map_path)
+    assert (exact != fast).any()
+    assert abs(exact.astype(float) - fast).mean() < 2
+    assert runs.read_record(made, "pose").settings["precision"] == "bfloat16"
+
+    monkeypatch.setattr(predictor, "best_precision", lambda _: torch.float32)
+    with pytest.raises(ValueError, match="'cpu' of this machine does not compute with bfloat16: choose float32"):
+        run(made, tmp_path, precision="bfloat16", skip_existing=False)
+    assert made.values("pose_status") == ["done"]
 
 
 def test_a_sample_is_not_done_while_its_maps_are_made_again(

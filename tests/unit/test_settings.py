@@ -17,6 +17,7 @@ WRONG = {
     "resolution": ("huge", "must be one of network, image"),
     "dtype": ("int8", "must be one of uint8, float32"),
     "floor": (1.0, "at least 0 and below 1"),
+    "precision": ("half", "must be one of float32, bfloat16"),
     "scales": ((0.7, 1), "multiple of half of the smallest"),
     "input_size": (32, "at least 64 pixels"),
     "batch_size": (0, "at least 1"),
