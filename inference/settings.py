@@ -38,8 +38,8 @@ class Settings:
         input_size: short side of the network input, pixels; None = the model's
         flip: average with the mirrored image
         scales: average over these scales of the input
-        precision: of the network: ``"float32"``, or ``"bfloat16"``, which is faster where the hardware computes with it,
-            and puts some joints elsewhere
+        precision: of the network: ``"float32"``, or ``"bfloat16"``, which is faster where the hardware computes with
+            it, and puts some joints elsewhere
         batch_size, num_readers, device: how it is computed; without influence on the maps
     """
 
