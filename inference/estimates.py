@@ -24,9 +24,7 @@ BLOCK = 4096  # what a small file takes on most disks
 
 
 @lru_cache(maxsize=16)
-def _seconds_per_pass(
-    model: str, checkpoint: str | None, input_size: int, device: str | None, precision: str
-) -> float:
+def _seconds_per_pass(model: str, checkpoint: str | None, input_size: int, device: str | None, precision: str) -> float:
     """Of one image through the network, once, with its own weights if they are here."""
     entry = checkpoints.find_model(model, checkpoint)
     if weights.find(entry, checkpoint):
