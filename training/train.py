@@ -28,7 +28,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from inference.network import HigherHRNet, NetworkConfig
-from training.dataset import Batches, read_shards, split
+from training.batches import Batches
+from training.dataset import read_shards, split
 from training.evaluate import evaluate, held_out_subset, mixed_precision, network_map
 from training.losses import halve_mask, heatmap_loss, normalise, place_loss, schedule, tag_loss
 from training.start import check_edition, restart_tags, start_from

@@ -20,24 +20,13 @@ from torch import Tensor
 from inference import checkpoints
 from inference.calibration import Calibration
 from inference.network import HigherHRNet, NetworkConfig
-from training import card, choose, dataset, mine
+from training import card, choose, mine, targets
 from training import evaluate as evaluation
 from training import export as exporting
 from training import train as training
+from training.batches import Batches
 from training.calibrate import fit_curve, judged_peaks
-from training.dataset import (
-    Batches,
-    Photo,
-    draw_empty,
-    draw_heatmaps,
-    draw_mask,
-    labelled,
-    make_sample,
-    random_affine,
-    read_shards,
-    split,
-    whole_affine,
-)
+from training.dataset import Photo, labelled, random_affine, read_shards, split, whole_affine
 from training.evaluate import (
     evaluate,
     joint_values,
@@ -49,6 +38,7 @@ from training.evaluate import (
 from training.export import export
 from training.losses import heatmap_loss, place_loss, schedule, tag_loss
 from training.plot import plot, read_columns
+from training.targets import draw_empty, draw_heatmaps, draw_mask, make_sample, mosaic
 
 LEFT_SHOULDER, RIGHT_SHOULDER = 5, 6
 CROPS = {
@@ -153,7 +143,7 @@ def test_a_mirrored_crop_swaps_left_and_right_and_follows_the_picture(
 ) -> None:
     photo = next(p for p in read_shards(data) if p.set_name == "coco")
     mirror = np.array([[-1.0, 0, 80], [0, 1, 0]])
-    monkeypatch.setattr(dataset, "TAG_JITTER", 0)
+    monkeypatch.setattr(targets, "TAG_JITTER", 0)
     sample = make_sample(photo, photo.image(), mirror, 64, CROPS, np.random.default_rng(0))
     peak = np.unravel_index(sample["half"][RIGHT_SHOULDER].argmax(), (32, 32))
     assert peak == (20 // 2 - 0, (80 - 38) // 2) or np.abs(np.subtract(peak, (9.5, 20.5))).max() <= 1
@@ -231,6 +221,47 @@ def test_held_out_photos_do_not_depend_on_the_order_and_never_train(data: Path) 
     assert {p.record["id"] for p in held} == {p.record["id"] for p in split(photos[::-1], coco=2, negative=1)[1]}
     assert len(rest) == len(photos) - 3
     assert not {id(p) for p in rest} & {id(p) for p in held}
+
+
+def test_a_mosaic_is_four_crops_whose_people_stay_where_they_are_seen(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "TAG_JITTER", 0)
+    photos = [photo for photo in read_shards(data) if photo.set_name == "coco"][:3]
+    photos.append(next(photo for photo in read_shards(data) if photo.set_name == "negative"))
+    shift = np.array([[1.0, 0, -8], [0, 1, 0]])
+    parts = [make_sample(p, p.image(), shift, 64, CROPS, np.random.default_rng(0)) for p in photos]
+    whole = mosaic(parts)
+    assert (whole["image"].shape, whole["half"].shape) == ((128, 128, 3), (17, 64, 64))
+    for index, part in enumerate(parts):
+        down, across = np.divmod(index, 2)
+        for name, side in (("quarter", 16), ("half", 32), ("mask", 32), ("empty", 32)):
+            cell = whole[name][:, down * side :, across * side :][:, :side, :side]
+            assert np.array_equal(cell, part[name]), name
+        assert np.array_equal(whole["image"][down * 64 :, across * 64 :][:64, :64], part["image"])
+    there = whole["places"][..., 2] > 0
+    assert there.sum(axis=1).tolist() == [3, 3, 3] + [0] * 9
+    assert (whole["tags"][~there] == -1).all()
+    for person, joint in zip(*there.nonzero(), strict=True):
+        row, column = np.divmod(whole["tags"][person, joint], 32)
+        assert whole["quarter"][joint, row, column] > 0.9
+        x, y = whole["places"][person, joint, :2]
+        assert whole["half"][joint, int(y), int(x)] > 0.9
+        left, top, right, bottom = whole["boxes"][person]
+        assert left <= x <= right
+        assert top <= y <= bottom
+    assert np.array_equal(whole["boxes"][3:], np.zeros((9, 4)))
+    cells = {(left // 32, top // 32) for left, top, *_ in whole["boxes"][:3].tolist()}
+    assert cells == {(0, 0), (1, 0), (0, 1)}
+
+
+def test_batches_have_mosaics_of_the_sets_that_ask_for_them(data: Path) -> None:
+    photos = read_shards(data)
+    options = {**CROPS, "sets": {"lspet": 1}, "mosaic": {"lspet": 1}}
+    batch, plain = Batches(photos, options, seed=1)[5], Batches(photos, {**options, "mosaic": {}}, seed=1)[5]
+    assert batch["image"].shape == plain["image"].shape == (2, 64, 64, 3)
+    assert ((batch["places"][..., 2] > 0).any(2).sum(1) > 1).any()
+    assert ((plain["places"][..., 2] > 0).any(2).sum(1) <= 1).all()
 
 
 def test_batches_are_a_function_of_their_number(data: Path) -> None:
