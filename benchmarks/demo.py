@@ -109,7 +109,7 @@ def draw_overview(samples: list[fo.Sample], path: Path) -> None:
 def _draw_photo(axis: Axes, sample: fo.Sample) -> None:
     photo = read_image(sample.filepath)
     height, width = photo.shape[:2]
-    axis.imshow(_with_map(photo, sample.pose_max.get_map()))
+    axis.imshow(with_map(photo, sample.pose_max.get_map()))
     for person in sample.pose_keypoints.keypoints:
         _draw_skeleton(axis, np.array(person.points) * (width, height), np.array(person.confidence))
     _label_joints(axis, strongest_joints(sample), width, height)
@@ -142,7 +142,7 @@ def _label_joints(axis: Axes, joints: list[tuple[str, float, tuple[float, float]
             axis.plot(x * width, y * height, "o", markersize=6, markerfacecolor="none", markeredgecolor=color)
 
 
-def _with_map(photo: NDArray[np.uint8], values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def with_map(photo: NDArray[np.uint8], values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A darkened photo with the map glowing on it."""
     strength = cv2.resize(values, (photo.shape[1], photo.shape[0])).astype(np.float32)[..., None] / 255
     glow = plt.get_cmap("inferno")(np.clip(strength[..., 0] * 1.2, 0, 1))[..., :3] * 255

@@ -5,14 +5,28 @@ import os
 import sys
 
 import fiftyone as fo
+import matplotlib as mpl
+import numpy as np
+from fiftyone import ViewField as F
+from matplotlib import pyplot as plt
 from PIL import Image
+
+from inference.images import read_image
+from inference.joints import COCO
 
 from .app import DEMO_DATASET
 from .browser import REPOSITORY, open_app, serve
+from .demo import with_map
 
 FOLDER = REPOSITORY / "assets" / "screenshots"
 OVERVIEW = REPOSITORY / "demo_output" / "overview.png"
 MAX_BYTES = 400_000
+WEAK = (
+    ("astronaut", "left_shoulder"),
+    ("astronaut", "right_elbow"),
+    ("camera", "left_elbow"),
+    ("camera", "right_knee"),
+)
 
 
 def save(picture: Image.Image, name: str) -> None:
@@ -34,11 +48,33 @@ def save(picture: Image.Image, name: str) -> None:
     print(f"{path.relative_to(REPOSITORY)}: {size[0]}x{size[1]}, {len(encoded.getvalue()) // 1000} KB", flush=True)
 
 
+def draw_weak_joints(demo: fo.Dataset) -> Image.Image:
+    """What the bundled model does not see well: maps of single joints, with a cross where the person's joint is put."""
+    mpl.use("Agg")
+    shown = [(name, joint) for name, joints in WEAK_JOINTS.items() for joint in joints]
+    figure, axes = plt.subplots(1, len(shown), figsize=(3.4 * len(shown), 3.9), facecolor="#16181d")
+    for axis, (name, joint) in zip(axes, shown, strict=True):
+        sample = demo.match(F("filepath").contains_str(f"{name}.")).first()
+        photo, values = read_image(sample.filepath), sample[f"pose_{joint}"].get_map()
+        axis.imshow(with_map(photo, values))
+        for person in sample.pose_keypoints.keypoints:
+            x, y = np.array(person.points[COCO.joints.index(joint)]) * (photo.shape[1], photo.shape[0])
+            axis.plot(x, y, "x", color="white", markersize=10, markeredgewidth=2)  # nothing where it is NaN
+        axis.set_title(f"{joint.replace('_', ' ')}, at most {values.max() / 255:.2f}", color="white", fontsize=11)
+        axis.axis("off")
+    figure.tight_layout(pad=0.8)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=100, facecolor=figure.get_facecolor())
+    plt.close(figure)
+    return Image.open(drawn)
+
+
 def main() -> None:
     if not fo.dataset_exists(DEMO_DATASET) or not OVERVIEW.exists():
         sys.exit("There is no demo to photograph: `make demo` comes first.")
     demo = fo.load_dataset(DEMO_DATASET)
     save(Image.open(OVERVIEW), "overview.png")
+    save(draw_weak_joints(demo), "weak_joints.png")
 
     # the form names the folder that the maps go to: not one of this machine
     os.environ["FIFTYONE_DEFAULT_DATASET_DIR"] = "/tmp/fiftyone"
