@@ -21,12 +21,7 @@ from .demo import with_map
 FOLDER = REPOSITORY / "assets" / "screenshots"
 OVERVIEW = REPOSITORY / "demo_output" / "overview.png"
 MAX_BYTES = 400_000
-WEAK = (
-    ("astronaut", "left_shoulder"),
-    ("astronaut", "right_elbow"),
-    ("camera", "left_elbow"),
-    ("camera", "right_knee"),
-)
+WEAK_JOINTS = {"astronaut": ("left_shoulder", "right_elbow"), "camera": ("left_elbow", "right_knee")}
 
 
 def save(picture: Image.Image, name: str) -> None:
