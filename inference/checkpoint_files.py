@@ -25,6 +25,7 @@ from torch import Tensor
 
 from .calibration import Calibration
 from .context import ContextGate
+from .joints import JointSet
 from .network import HigherHRNet, NetworkConfig, check_smoothing
 from .pose_prior import PosePrior
 from .pose_refiner import PoseRefiner
@@ -195,14 +196,14 @@ def pose_prior_of(file: CheckpointFile, joints: int) -> PosePrior | None:
     return _entry(file, POSE_PRIOR, parse)
 
 
-def pose_refiner_of(file: CheckpointFile, flip: tuple[int, ...]) -> PoseRefiner | None:
-    """The pose refiner among the tensors of a file, for joints with these partners; None where there is none."""
+def pose_refiner_of(file: CheckpointFile, joint_set: JointSet) -> PoseRefiner | None:
+    """The pose refiner among the tensors of a file, for these joints; None where there is none."""
     if not file.pose_refiner:
         return None
     try:
         if POSE_PRIOR not in file.metadata:
             raise ValueError("there is no pose prior beside it, which says how large people are.")
-        return PoseRefiner.from_state(file.pose_refiner, flip)
+        return PoseRefiner.from_state(file.pose_refiner, joint_set.flip, joint_set.sigmas)
     except ValueError as error:
         raise CheckpointError(f"The pose refiner in {file.path} cannot be used: {error}") from error
 

@@ -204,7 +204,7 @@ def load(name: str = DEFAULT_MODEL, checkpoint: str | Path | None = None) -> Loa
     network.calibration, network.smoothing = calibration_of(file), smoothing_of(file)
     network.context_gate = context_gate_of(file, config.joints)
     network.pose_prior = pose_prior_of(file, config.joints)
-    network.pose_refiner = pose_refiner_of(file, entry.joint_set.flip)
+    network.pose_refiner = pose_refiner_of(file, entry.joint_set)
     state = {name: tensor.float() for name, tensor in file.state.items() if "num_batches_tracked" not in name}
     network.load_state_dict(state, strict=False)  # only the counters are missing
     return LoadedModel(entry, network.eval(), found.sha256)

@@ -3,7 +3,8 @@
 Grouping takes each joint at a peak of its own map. Where a young network is unsure, the other joints often tell which
 of two places it is, or that it is neither. The refiner looks at heatmaps and tags in a window around each person, as
 large as the person needs, and says for each joint how likely it is where (as PoseFix, arXiv 1812.03595, does from the
-image), and which OKS with a real person can be expected of the result. Heatmaps stay as they are.
+image), and which OKS with a real person can be expected of the result. Then it looks once more, at windows around what
+it found. Heatmaps stay as they are.
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ HALF = 2.25  # from the middle of a window to its sides
 CELLS = 48  # of a window, on each side
 CELL = 2 * HALF / CELLS
 TAG_DEVIATION = 0.5  # a tag so far from the person's mean tag fits to exp(-1/2)
-DRAWN = 1.5  # cells: deviation of the Gaussians that show where grouping saw the joints
+DRAWN = 1.5  # cells: deviation of the Gaussians that show where joints were seen before
+LOOKS = 2
+AREA_ROOT = 1.6  # root of a person's area: the median
+# Joints lie in the middle of a circle that is as large as this and half of the deviation of the Gaussian that OKS is.
+AROUND = 0.1
+NEARBY = torch.tensor([(x / 3, y / 3) for y in range(-3, 4) for x in range(-3, 4) if x**2 + y**2 <= 9])
+FAINT = 0.02  # added to the maps' values there: where they are dark, shares decide alone
+LEAST = 1e-3  # value of a joint that is there
 WIDTHS = (48, 96, 128)  # channels at 1/2, 1/4 and 1/8 of a window
 SCORE_WIDTH = 64
 AT_ONCE = 16  # people, each of whom takes 0.6 MB for every kind of map
@@ -198,6 +206,22 @@ def _within(cells: Tensor) -> Tensor:
     return cells.clamp(0, CELLS - 1)
 
 
+def smoothed(shares: Tensor, deviations: Tensor) -> Tensor:
+    """Logarithms (N, K, CELLS, CELLS) of shares, which Gaussians of these deviations (K,), cells, have smoothed."""
+    cells = torch.arange(CELLS)
+    blur = torch.exp(-((cells[:, None] - cells) ** 2) / (2 * deviations[:, None, None] ** 2))
+    blur = blur / blur.sum(dim=2, keepdim=True)
+    return (blur @ shares.exp() @ blur.transpose(1, 2)).clamp_min(1e-12).log()
+
+
+def values_at(heatmaps: Array, places: Tensor, shape: tuple[int, int]) -> Tensor:
+    """The values (N, K, G) of heatmaps (K, h, w), at least 0, at places (N, K, G, 2) in pixels of a shape (H, W)."""
+    count, joints, points, _ = places.shape
+    grid = (2 * places / torch.tensor(shape[::-1]) - 1).transpose(0, 1).reshape(joints, count * points, 1, 2)
+    found = F.grid_sample(torch.from_numpy(heatmaps)[:, None], grid, padding_mode="border", align_corners=False)
+    return found.view(joints, count, points).transpose(0, 1).clamp_min(0)
+
+
 @dataclass(frozen=True)
 class PoseRefiner:
     """Says where people's joints are most likely by all maps around them, and how right that can be expected to be.
@@ -205,13 +229,15 @@ class PoseRefiner:
     Attributes:
         network: in eval mode, float32, on the CPU
         flip: for each joint, the joint that it becomes in a mirrored window
+        sigmas: of OKS, for each joint
     """
 
     network: RefinerNetwork
     flip: tuple[int, ...]
+    sigmas: tuple[float, ...]
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], flip: Sequence[int]) -> PoseRefiner:
+    def from_state(cls, state: Mapping[str, Tensor], flip: Sequence[int], sigmas: Sequence[float]) -> PoseRefiner:
         """With these parameters and buffers.
 
         Raises:
@@ -227,9 +253,8 @@ class PoseRefiner:
             network.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
         except RuntimeError as error:
             raise ValueError(f"some of its tensors have other shapes: {error}") from error
-        return cls(network.eval().requires_grad_(False), tuple(flip))
+        return cls(network.eval().requires_grad_(False), tuple(flip), tuple(sigmas))
 
-    @torch.inference_mode()
     def places(
         self, heatmaps: Array, tags: Array, joints: Array, shape: tuple[int, int], prior: PosePrior
     ) -> tuple[NDArray[np.intp], Array, Array]:
@@ -241,30 +266,50 @@ class PoseRefiner:
         Raises:
             ValueError: if a tag near them is no number
         """
-        parts = [
-            self._places(start, heatmaps, tags, joints[start : start + AT_ONCE], shape, prior)
-            for start in range(0, max(1, len(joints)), AT_ONCE)
-        ]
+        parts = []
+        for start in range(0, max(1, len(joints)), AT_ONCE):
+            people, found, expected = self.look(heatmaps, tags, joints[start : start + AT_ONCE], shape, prior)
+            for _ in range(1, LOOKS):  # of those who cannot be judged again, the first answer holds
+                again, better, score = self.look(heatmaps, tags, found, shape, prior)
+                found[again], expected[again] = better, score
+            parts.append((people + start, found[:, :, :2], expected))
         people, places, expected = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        if not np.isfinite(places).all() or not np.isfinite(expected).all():
-            raise ValueError(NO_TAGS)
         return people, places, expected
 
-    def _places(
-        self, first: int, heatmaps: Array, tags: Array, joints: Array, shape: tuple[int, int], prior: PosePrior
+    @torch.inference_mode()
+    def look(
+        self, heatmaps: Array, tags: Array, joints: Array, shape: tuple[int, int], prior: PosePrior
     ) -> tuple[NDArray[np.intp], Array, Array]:
+        """As :meth:`places` after one look; joints (N, K, 3) come with the heatmaps' values."""
         windows = cut_windows(heatmaps, tags, joints, shape, prior)
         if not len(windows.people):
-            return windows.people, np.zeros((0, len(heatmaps), 2), np.float32), np.zeros(0, np.float32)
+            return windows.people, np.zeros((0, len(heatmaps), 3), np.float32), np.zeros(0, np.float32)
         judged = joints[windows.people]
         values = torch.from_numpy(judged[:, :, 2]).clamp(0, 1)
         drawn = draw(to_cells(judged[:, :, :2], windows), values)
         shares, logits = self._both_ways(windows.heatmaps, windows.fits, drawn)
-        cells = likeliest(shares).numpy()
-        units = (cells * 2 / CELLS - 1) * HALF
-        places = units * windows.sizes[:, None, None] + windows.centres[:, None]
-        places[~torch.isfinite(shares).flatten(1).all(dim=1).numpy()] = np.nan
-        return windows.people + first, places.astype(np.float32), torch.sigmoid(logits).numpy()
+        if not torch.isfinite(shares).all() or not torch.isfinite(logits).all():
+            raise ValueError(NO_TAGS)
+        places = self._locate(shares, windows, heatmaps, shape)
+        seen = values_at(heatmaps, places[:, :, None], shape).clamp_min(LEAST)
+        return windows.people, torch.cat([places, seen], dim=2).numpy(), torch.sigmoid(logits).numpy()
+
+    def _locate(self, shares: Tensor, windows: Windows, heatmaps: Array, shape: tuple[int, int]) -> Tensor:
+        """The places (N, K, 2), pixels: around the likeliest, the mean by share and by the map's own, finer values.
+
+        The likeliest is that of smoothed shares: OKS asks for a place within a tolerance.
+        """
+        tolerance = AREA_ROOT * torch.tensor(self.sigmas)
+        logs = smoothed(shares, tolerance / CELL)
+        top = (likeliest(logs) * 2 / CELLS - 1) * HALF
+        units = top[:, :, None] + (AROUND + tolerance)[:, None, None] * NEARBY  # N, K, places, 2
+        grid = (units / HALF).flatten(0, 1)[:, None]
+        near = F.grid_sample(logs.flatten(0, 1)[:, None], grid, padding_mode="border", align_corners=False)
+        sizes, centres = (torch.from_numpy(lengths).float() for lengths in (windows.sizes, windows.centres))
+        places = units * sizes[:, None, None, None] + centres[:, None, None]
+        seen = values_at(heatmaps, places, shape)
+        weights = (near.view_as(seen) + (seen + FAINT).log()).softmax(dim=2)
+        return (weights[..., None] * places).sum(dim=2)
 
     def _both_ways(self, *windows: Tensor) -> tuple[Tensor, Tensor]:
         """The means of what the network says of windows (N, K, CELLS, CELLS) and of their mirror images.

@@ -35,7 +35,17 @@ from inference.geometry import Warp
 from inference.grouping import group
 from inference.joints import COCO
 from inference.pose_prior import PosePrior
-from inference.pose_refiner import CELL, CELLS, HALF, RefinerNetwork, cut_windows, draw, likeliest
+from inference.pose_refiner import (
+    AREA_ROOT,
+    CELL,
+    CELLS,
+    HALF,
+    PoseRefiner,
+    RefinerNetwork,
+    cut_windows,
+    draw,
+    likeliest,
+)
 from inference.predictor import Predictor, best_precision, choose_device
 from training.dataset import HELD_OUT, Photo, labelled, read_shards, split, trusted
 from training.evaluate import SEGMENT, mixed_precision
@@ -48,7 +58,6 @@ CHUNK = 250  # photos
 KEPT_HALF, KEPT_CELLS = 3.0, 64
 MOST_PEOPLE = 12  # of a photo, those with the highest values first
 LEAST_OKS = 0.15  # with a labelled person, for a group to be that person
-AREA_ROOT = 1.6  # root of a person's area, in sizes: the median
 LEAST_DEVIATION = 0.7  # cells
 BATCH, WARM_UP, WEIGHT_DECAY, EMA = 32, 50, 0.01, 0.998
 LOG_STEPS, SAVE_STEPS = 100, 500
@@ -78,8 +87,11 @@ class Samples:
 NAMES = [field.name for field in fields(Samples)]
 
 
-def collect(predictor: Predictor, prior: PosePrior, photo: Photo) -> Samples:
-    """The windows of a photo's people, of the network's own values: without gate and calibration."""
+def collect(predictor: Predictor, prior: PosePrior, photo: Photo, refiner: PoseRefiner | None = None) -> Samples:
+    """The windows of a photo's people, of the network's own values: without gate and calibration.
+
+    With an earlier refiner, those around what it found, as a second look has them.
+    """
     image = predictor.prepare(photo.image())
     prediction = predictor.predict([image])
     own = prediction.heatmaps if prediction.own is None else prediction.own
@@ -87,6 +99,8 @@ def collect(predictor: Predictor, prior: PosePrior, photo: Photo) -> Samples:
     shape = image.warp.input_wh[::-1]
     joints = group(heatmaps, tags, COCO.grouping_order, predictor.grouping, shape).joints
     joints = joints[np.argsort(-joints[:, :, 2].mean(axis=1))]
+    if refiner:
+        joints = refiner.look(heatmaps, tags, joints, shape, prior)[1]
     windows = cut_windows(heatmaps, tags, joints, shape, prior, KEPT_HALF, KEPT_CELLS)
     answers = [
         truth_of(joints[person], middle, photo, image.warp)
@@ -170,11 +184,11 @@ def collect_chunk(weights: Path, input_size: int, photos: list[Photo], path: Pat
     """Write the windows of some photos, with one thread."""
     torch.set_num_threads(1)
     network = checkpoints.load(checkpoints.CUSTOM, weights).network
-    prior = network.pose_prior
+    prior, refiner = network.pose_prior, network.pose_refiner
     assert prior
     network.pose_refiner = None
     predictor = Predictor(network, COCO.flip, input_size, precision=best_precision(choose_device(None)))
-    found = [collect(predictor, prior, photo) for photo in photos]
+    found = [collect(predictor, prior, photo, refiner if index % 2 else None) for index, photo in enumerate(photos)]
     arrays = {name: np.concatenate([getattr(one, name) for one in found]) for name in NAMES}
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("wb") as file:
@@ -353,7 +367,7 @@ def main() -> None:
     arguments = parser.parse_args()
     start = None
     if arguments.start:
-        earlier = pose_refiner_of(read(arguments.start), COCO.flip)
+        earlier = pose_refiner_of(read(arguments.start), COCO)
         if earlier is None:
             parser.error(f"{arguments.start} has no pose refiner to start from.")
         start = earlier.network.state_dict()

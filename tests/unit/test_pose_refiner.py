@@ -31,11 +31,13 @@ from inference.network import HigherHRNet, NetworkConfig
 from inference.pose_prior import PosePrior
 from inference.pose_refiner import (
     CELLS,
+    HALF,
     PoseRefiner,
     RefinerNetwork,
     cut_windows,
     draw,
     likeliest,
+    smoothed,
     to_cells,
 )
 from inference.predictor import Predictor
@@ -120,11 +122,60 @@ def test_the_likeliest_place_is_the_top_of_what_is_drawn() -> None:
     torch.testing.assert_close(likeliest(shares), places, atol=0.01, rtol=0)
 
 
+def test_a_place_is_found_between_cells_where_the_finer_map_has_it() -> None:
+    torch.manual_seed(0)
+    places = 4 * STANDING + (100.3, 80.7)
+    heatmaps, tags, joints = scene(places)
+    windows = cut_windows(heatmaps, tags, joints, SHAPE, prior())
+    refiner = PoseRefiner(RefinerNetwork(17).eval(), COCO.flip, COCO.sigmas)
+    cell = 2 * HALF / CELLS * windows.sizes[0]
+    off = places + np.array([0.8 * cell, 0])  # cells that are not sure
+    shares = 0.3 * draw(to_cells(off[None], windows), torch.ones(1, 17), torch.full((17,), 2.0)).clamp_min(1e-3).log()
+    shares = shares.flatten(2).log_softmax(2).view_as(shares)
+    tops = (likeliest(shares) * 2 / CELLS - 1) * HALF * windows.sizes[0] + torch.from_numpy(windows.centres)[:, None]
+    found = refiner._locate(shares, windows, heatmaps, SHAPE)[0].numpy()
+    errors, before = (np.linalg.norm(xy - places, axis=1) for xy in (found, tops[0].numpy()))
+    assert before.min() > 0.6 * cell
+    assert errors.mean() < 0.6 * before.mean(), "the map tells more"
+    dark = refiner._locate(shares, windows, 0 * heatmaps, SHAPE)[0].numpy()
+    assert np.linalg.norm(dark - off, axis=1).max() < 0.3 * cell, "shares decide alone"
+
+
+def test_smoothed_shares_have_their_top_where_most_of_them_are_near() -> None:
+    shares = torch.full((1, 2, CELLS, CELLS), 1e-9)
+    shares[..., 5, 5] = 0.4  # one sure place, and a hill with more in all
+    shares[..., 30:33, 30:33] = 0.6 / 9
+    tops = likeliest(smoothed(shares.log(), torch.tensor([0.3, 2.0])))[0]
+    torch.testing.assert_close(tops, torch.tensor([[5.5, 5.5], [31.5, 31.5]]), atol=0.05, rtol=0)
+
+
+def test_it_looks_twice_and_keeps_the_first_answer_of_whom_it_cannot_judge_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked = []
+
+    def look(*arguments: object) -> tuple[NDArray, NDArray, NDArray]:
+        joints = np.array(arguments[3])
+        looked.append(joints.copy())
+        people = np.arange(len(joints)) if len(looked) % 2 else np.arange(1, len(joints))
+        return people, joints[people] + 1, np.full(len(people), len(looked), np.float32)
+
+    monkeypatch.setattr(PoseRefiner, "look", look)
+    refiner = PoseRefiner(RefinerNetwork(17), COCO.flip, COCO.sigmas)
+    joints = np.arange(3 * 17 * 3, dtype=np.float32).reshape(3, 17, 3)
+    people, places, expected = refiner.places(joints, joints, joints, SHAPE, prior())
+    np.testing.assert_array_equal(looked[1], joints + 1)
+    assert people.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(places[0], joints[0, :, :2] + 1)
+    np.testing.assert_array_equal(places[1:], joints[1:, :, :2] + 2)
+    assert expected.tolist() == [1, 2, 2]
+
+
 def test_joints_of_an_untrained_refiner_are_where_the_maps_say() -> None:
     torch.manual_seed(0)
     places = 3 * STANDING + (90, 80)
     heatmaps, tags, joints = scene(places)
-    refiner = PoseRefiner(RefinerNetwork(17).eval(), COCO.flip)
+    refiner = PoseRefiner(RefinerNetwork(17).eval(), COCO.flip, COCO.sigmas)
     joints[0, 3, :2] += 9  # grouping was wrong
     people, refined, similar = refiner.places(heatmaps, tags, joints, SHAPE, prior())
     assert people.tolist() == [0]
@@ -227,7 +278,7 @@ def test_mirrored_windows_give_mirrored_joints() -> None:
     torch.manual_seed(0)
     network = RefinerNetwork(17).eval()
     torch.nn.init.normal_(network.head.weight, std=0.1)
-    refiner = PoseRefiner(network, COCO.flip)
+    refiner = PoseRefiner(network, COCO.flip, COCO.sigmas)
     windows = torch.rand(3, 2, 17, CELLS, CELLS)
     shares, logits = refiner._both_ways(*windows)
     flip = list(COCO.flip)
@@ -440,6 +491,9 @@ def test_it_learns_from_the_people_whom_weights_find(tmp_path: Path, monkeypatch
     there = found.truth[0, :, 2] > 0
     assert there.sum() >= 5
     np.testing.assert_allclose(found.joints[0, there, :2], found.truth[0, there, :2], atol=0.05)
+    again = collect(predictor, model.network.pose_prior, known, checkpoints.load().network.pose_refiner)
+    assert (again.joints[0, :, 2] > 0).all(), "a second look begins with all joints"
+    assert np.linalg.norm(again.joints[0, there, :2] - again.truth[0, there, :2], axis=1).max() > 0.01
     untrusted = Path(shutil.copy(shard, tmp_path / "people-000.tar"))  # whose labels may lack people
     nobody = Photo(untrusted, 0, size, {"source": "people", "id": 1, "persons": [], "ignore": []})
     assert len(collect(predictor, model.network.pose_prior, nobody).truth) == 0
@@ -457,7 +511,7 @@ def test_it_learns_from_the_people_whom_weights_find(tmp_path: Path, monkeypatch
     for name in first.files:
         np.testing.assert_array_equal(getattr(together, name), np.concatenate([first[name], second[name]]))
     state = load_file(tmp_path / "pose_refiner.safetensors")
-    assert PoseRefiner.from_state(state, COCO.flip).network.head.weight.any()
+    assert PoseRefiner.from_state(state, COCO.flip, COCO.sigmas).network.head.weight.any()
 
     refine_poses.main()  # the same command once more: its time is over
     again = load_file(tmp_path / "pose_refiner.safetensors")
