@@ -124,7 +124,8 @@ def test_it_is_fitted_to_what_tells_bodies_from_specks() -> None:
     specks = np.sort(rng.uniform(0, 0.1, (200, 17)))[:, ::-1].copy()
     specks[:, 0] = rng.uniform(0.3, 0.9, 200)
     values, hits = np.concatenate([bodies, specks]), np.arange(500) < 300
-    gate = fit_gate(values, hits, np.full(500, 1 / 500))
+    gate = fit_gate(values, hits, np.full(500, 1 / 500), 4)
+    assert gate.reach == 4
     logits = values @ gate.weights + gate.bias
     assert (logits[hits] > 0).all()
     assert (logits[~hits] < 0).all()
@@ -147,3 +148,4 @@ def test_the_fit_takes_joints_and_pictures_without_people(monkeypatch: pytest.Mo
     gate = fit_context_gate(None, photos, 200)  # type: ignore[arg-type]
     assert gate.factors(body[None])[0, 0, 30, 20] > 0.8
     assert gate.factors(speck[None])[0, 0, 50, 50] < 0.4
+    assert gate.reach == 3, "50 of the 200 input pixels, in cells of 16"
