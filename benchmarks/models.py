@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from inference import checkpoints
 from inference.checkpoints import ModelEntry
 from inference.network import HigherHRNet, NetworkConfig
-from inference.predictor import best_precision, choose_device, for_inference
+from inference.predictor import choose_device, for_inference
 from inference.weights import count_parameters
 
 from .network import cpu_seconds, rate
@@ -36,9 +36,8 @@ def gflops(config: NetworkConfig, size: int) -> float:
 @functools.cache
 def milliseconds(config: NetworkConfig, size: int, device: torch.device) -> float:
     """Of one image, as the plugin runs the network here; the best of several calls."""
-    network = for_inference(golden_network(config), best_precision(device)).to(device)
-    image = torch.zeros(1, 3, size, size, dtype=best_precision(device), device=device)
-    image = image.contiguous(memory_format=torch.channels_last)
+    network = for_inference(golden_network(config), torch.float32).to(device)
+    image = torch.zeros(1, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
 
     def call() -> None:
         with torch.inference_mode():

@@ -30,11 +30,10 @@ TAG_DEVIATION = 0.5  # a tag so far from the person's mean tag fits to exp(-1/2)
 DRAWN = 1.5  # cells: deviation of the Gaussians that show where joints were seen before
 LOOKS = 2
 AREA_ROOT = 1.6  # root of a person's area: the median
-# Joints lie in the middle of a circle that is as large as this and half of the deviation of the Gaussian that OKS is.
-AROUND = 0.1
+AROUND = 0.1  # with a joint's tolerance: the radius of the circle of whose places a joint's is the mean
 NEARBY = torch.tensor([(x / 3, y / 3) for y in range(-3, 4) for x in range(-3, 4) if x**2 + y**2 <= 9])
 FAINT = 0.02  # added to the maps' values there: where they are dark, shares decide alone
-LEAST = 1e-3  # value of a joint that is there
+LEAST = 1e-3  # value with which a joint in a dark place is shown to the second look: it is there
 WIDTHS = (48, 96, 128)  # channels at 1/2, 1/4 and 1/8 of a window
 SCORE_WIDTH = 64
 AT_ONCE = 16  # people, each of whom takes 0.6 MB for every kind of map
@@ -206,6 +205,11 @@ def _within(cells: Tensor) -> Tensor:
     return cells.clamp(0, CELLS - 1)
 
 
+def tolerances(sigmas: Sequence[float]) -> Tensor:
+    """Half of the deviation of the Gaussian that OKS is of the distance, of each joint of a person of median area: (K,)."""
+    return AREA_ROOT * torch.tensor(sigmas)
+
+
 def smoothed(shares: Tensor, deviations: Tensor) -> Tensor:
     """Logarithms (N, K, CELLS, CELLS) of shares, which Gaussians of these deviations (K,), cells, have smoothed."""
     cells = torch.arange(CELLS)
@@ -299,7 +303,7 @@ class PoseRefiner:
 
         The likeliest is that of smoothed shares: OKS asks for a place within a tolerance.
         """
-        tolerance = AREA_ROOT * torch.tensor(self.sigmas)
+        tolerance = tolerances(self.sigmas)
         logs = smoothed(shares, tolerance / CELL)
         top = (likeliest(logs) * 2 / CELLS - 1) * HALF
         units = top[:, :, None] + (AROUND + tolerance)[:, None, None] * NEARBY  # N, K, places, 2

@@ -2,7 +2,8 @@
 
 Runs finished weights over the training photos once and keeps a window of their maps around each person whom grouping
 finds and the labels know, or know not to be there (`windows-000.npz`, …; a second call goes on from those that there
-are). Then learns, for so many minutes, to say from such windows where the joints are. Writes
+are). If the weights have a refiner, every second photo's windows are around what that found, as a second look has them.
+Then learns, for so many minutes, to say from such windows where the joints are. Writes
 `pose_refiner.safetensors`, for `training.export`, and `refiner.pt`, from which the same command goes on after a kill.
 With `--start` it begins with the refiner of an earlier edition.
 """
@@ -36,15 +37,17 @@ from inference.grouping import group
 from inference.joints import COCO
 from inference.pose_prior import PosePrior
 from inference.pose_refiner import (
-    AREA_ROOT,
     CELL,
     CELLS,
     HALF,
+    LOOKS,
     PoseRefiner,
     RefinerNetwork,
     cut_windows,
     draw,
     likeliest,
+    smoothed,
+    tolerances,
 )
 from inference.predictor import Predictor, best_precision, choose_device
 from training.dataset import HELD_OUT, Photo, labelled, read_shards, split, trusted
@@ -158,6 +161,7 @@ def collect_all(weights: Path, input_size: int, photos: list[Photo], folder: Pat
     """
     drawn = hashlib.sha256("\n".join(photo.key for photo in photos).encode()).hexdigest()
     made_of = {"weights": file_sha256(weights), "input_size": input_size, "photos": drawn, "chunk": CHUNK}
+    made_of["looks"] = LOOKS
     about = folder / "windows.json"
     if about.exists() and json.loads(about.read_text()) != made_of:
         raise ValueError(f"{folder} has windows of other weights or photos; choose another folder, or empty it.")
@@ -263,7 +267,7 @@ def moved(points: Array, linear: Array, middle: Array) -> Tensor:
 
 def deviations() -> Tensor:
     """Of the Gaussian that OKS is of the distance, of each joint of a person of median area: (K,) in cells."""
-    return (2 * torch.tensor(COCO.sigmas) * AREA_ROOT / CELL).clamp(min=LEAST_DEVIATION)
+    return (2 * tolerances(COCO.sigmas) / CELL).clamp(min=LEAST_DEVIATION)
 
 
 def refiner_loss(shares: Tensor, truth: Tensor) -> Tensor:
@@ -332,7 +336,8 @@ def train(samples: Samples, minutes: float, folder: Path, start: Mapping[str, Te
         with mixed_precision(heatmaps.device):
             shares, logits = network(heatmaps, fits, drawn)
         shares, logits = shares.float(), logits.float()
-        similar = similarity(likeliest(shares.detach()), truth, areas)
+        tops = likeliest(smoothed(shares.detach(), tolerances(COCO.sigmas) / CELL))
+        similar = similarity(tops, truth, areas)
         place, score = refiner_loss(shares, truth), F.binary_cross_entropy_with_logits(logits, similar)
         loss = place + SCORE * score
         must_be_finite(loss.item(), step)
