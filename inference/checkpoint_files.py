@@ -203,7 +203,7 @@ def pose_refiner_of(file: CheckpointFile, joint_set: JointSet) -> PoseRefiner | 
     try:
         if POSE_PRIOR not in file.metadata:
             raise ValueError("there is no pose prior beside it, which says how large people are.")
-        return PoseRefiner.from_state(file.pose_refiner, joint_set.flip, joint_set.sigmas)
+        return PoseRefiner.from_state(file.pose_refiner, joint_set)
     except ValueError as error:
         raise CheckpointError(f"The pose refiner in {file.path} cannot be used: {error}") from error
 

@@ -26,18 +26,13 @@ BLOCK = 4096  # what a small file takes on most disks
 @lru_cache(maxsize=16)
 def _seconds_per_pass(model: str, checkpoint: str | None, input_size: int, device: str | None, precision: str) -> float:
     """Of one image through the network, once, with its own weights if they are here."""
+    known = find_precision(precision, device)
     entry = checkpoints.find_model(model, checkpoint)
     if weights.find(entry, checkpoint):
         network = checkpoints.load(model, checkpoint).network
     else:  # the time does not depend on the weights
         network = HigherHRNet(entry.network or NetworkConfig()).eval()
-    predictor = Predictor(
-        network,
-        range(network.config.joints),
-        input_size,
-        device=device,
-        precision=find_precision(precision, device),
-    )
+    predictor = Predictor(network, range(network.config.joints), input_size, device=device, precision=known)
     image = predictor.prepare(np.zeros((PHOTO_WH[1], PHOTO_WH[0], 3), np.uint8))
     seconds: list[float] = []
     for batch in (1, 2, 2):  # the first is slower: memory is laid out

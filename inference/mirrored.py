@@ -17,7 +17,7 @@ from .cores import usable_cores
 from .images import read_image
 from .joints import JointSet
 from .maps import make_maps
-from .predictor import Prediction, Predictor, PreparedImage, find_precision
+from .predictor import Prediction, Predictor, PreparedImage
 from .runs import Record
 
 READ_AHEAD = 64  # images
@@ -43,10 +43,11 @@ class PlainAndMirrored:
 
 
 def load(record: Record, device: str | None = None) -> tuple[Predictor, JointSet]:
-    """The model of a run with its settings, but without the flip test, which would average what is to be compared.
+    """The model of a run with its settings, but without the flip test, which would average what is to be compared, and
+    in float32, so that what is different is not rounding.
 
     Raises:
-        ValueError: if the weights that made the run are no longer there, or the device lacks its precision
+        ValueError: if the weights that made the run are no longer there
         CheckpointError: if they cannot be used
     """
     settings = record.settings
@@ -58,11 +59,7 @@ def load(record: Record, device: str | None = None) -> tuple[Predictor, JointSet
         )
     joint_set = model.entry.joint_set
     scales = tuple(settings["scales"])
-    precision = find_precision(settings.get("precision") or "float32", device)
-    predictor = Predictor(
-        model.network, joint_set.flip, settings["input_size"], scales=scales, device=device, precision=precision
-    )
-    return predictor, joint_set
+    return Predictor(model.network, joint_set.flip, settings["input_size"], scales=scales, device=device), joint_set
 
 
 def look(

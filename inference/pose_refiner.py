@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .joints import JointSet
 from .network import BasicBlock, conv_bn
 from .pose_prior import PosePrior
 
@@ -206,7 +207,7 @@ def _within(cells: Tensor) -> Tensor:
 
 
 def tolerances(sigmas: Sequence[float]) -> Tensor:
-    """Half of the deviation of the Gaussian that OKS is of the distance, of each joint of a person of median area: (K,)."""
+    """Half of the deviation of the Gaussian that OKS is of a joint's distance, for people of median area: (K,)."""
     return AREA_ROOT * torch.tensor(sigmas)
 
 
@@ -241,13 +242,13 @@ class PoseRefiner:
     sigmas: tuple[float, ...]
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], flip: Sequence[int], sigmas: Sequence[float]) -> PoseRefiner:
+    def from_state(cls, state: Mapping[str, Tensor], joint_set: JointSet) -> PoseRefiner:
         """With these parameters and buffers.
 
         Raises:
             ValueError: if they are not those of a refiner for so many joints, or not finite
         """
-        network = RefinerNetwork(len(flip))
+        network = RefinerNetwork(len(joint_set))
         wanted = {name for name in network.state_dict() if not name.endswith("num_batches_tracked")}
         if wanted != {name for name in state if not name.endswith("num_batches_tracked")}:
             raise ValueError("names are missing or unknown.")
@@ -257,7 +258,7 @@ class PoseRefiner:
             network.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
         except RuntimeError as error:
             raise ValueError(f"some of its tensors have other shapes: {error}") from error
-        return cls(network.eval().requires_grad_(False), tuple(flip), tuple(sigmas))
+        return cls(network.eval().requires_grad_(False), joint_set.flip, joint_set.sigmas)
 
     def places(
         self, heatmaps: Array, tags: Array, joints: Array, shape: tuple[int, int], prior: PosePrior

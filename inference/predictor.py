@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -130,7 +131,8 @@ class Predictor:
         if len({image.shape for image in batch}) != 1:
             raise ValueError("The images of a batch must have network inputs of one shape.")
         width, height = batch[0].warp.input_wh
-        merged = merge_scales(partial(self._at_scale, batch), len(self.scales), self.base, (height, width))
+        with self._exactly():
+            merged = merge_scales(partial(self._at_scale, batch), len(self.scales), self.base, (height, width))
         heatmaps, enlarged = merged.heatmaps, merged.enlarged
         own = (heatmaps if enlarged is None else enlarged) if self.context_gate or self.calibration.knots else None
         if self.context_gate:
@@ -140,6 +142,13 @@ class Predictor:
                 enlarged = enlarged * F.interpolate(factors, size=enlarged.shape[2:], mode="bilinear")
         enlarged = None if enlarged is None else self.calibration.apply(enlarged)
         return Prediction(self.calibration.apply(heatmaps), enlarged, merged.tags, own)
+
+    def _exactly(self) -> AbstractContextManager[None]:
+        """Keeps a GPU from computing what is float32 with the 10 bits of TF32."""
+        if self.device.type != "cuda" or self.precision is not torch.float32:
+            return nullcontext()
+        cudnn = torch.backends.cudnn
+        return cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
 
     def _at_scale(self, batch: Sequence[PreparedImage], index: int) -> tuple[Tensor, Tensor]:
         images = self.upload([image.inputs[index] for image in batch])
@@ -249,11 +258,11 @@ def find_precision(name: str, device: str | None) -> torch.dtype:
     """The precision of that name.
 
     Raises:
-        ValueError: if the device would be slower with it than with float32, or is not there
+        ValueError: if the device is not faster with it than with float32, or is not there
     """
     chosen = choose_device(device)
     if name == "bfloat16" and best_precision(chosen) is not torch.bfloat16:
-        raise ValueError(f"The device '{chosen}' of this machine does not compute with bfloat16: choose float32.")
+        raise ValueError(f"'{chosen}' of this machine is not faster with bfloat16: choose the precision float32.")
     return PRECISIONS[name]
 
 

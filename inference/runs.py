@@ -290,7 +290,8 @@ def dataset_id(dataset: fo.Dataset) -> str:
 
 def differences(record: Record, settings: dict) -> list[str]:
     """The settings in which a record differs from a call, as ``name (was a, now b)``."""
-    recorded = {"precision": "float32", **record.settings}  # which runs of earlier versions do not know
+    # Runs of earlier versions did not write their precision down, which was the machine's choice.
+    recorded = {"precision": settings.get("precision"), **record.settings}
     return [
         f"{name} (was {recorded.get(name)!r}, now {value!r})"
         for name, value in settings.items()

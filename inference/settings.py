@@ -39,7 +39,7 @@ class Settings:
         flip: average with the mirrored image
         scales: average over these scales of the input
         precision: of the network: ``"float32"``, or ``"bfloat16"``, which is faster where the hardware computes with
-            it, and puts some joints elsewhere
+            it; its rounding decides where the network wavers between two answers
         batch_size, num_readers, device: how it is computed; without influence on the maps
     """
 

@@ -107,8 +107,8 @@ class GenerateHeatmaps(foo.Operator):
             input_size: short side of the network's input, pixels; None = the model's own
             flip: average with the mirrored image
             scales: average over these scales of the input
-            precision: ``"float32"``, or ``"bfloat16"``, which is faster where the hardware computes with it, and puts
-                some joints elsewhere
+            precision: ``"float32"``, or ``"bfloat16"``, which is faster where the hardware computes with it; its
+                rounding decides where the network wavers between two answers
             batch_size: images per forward pass; None = automatic
             num_readers: threads that decode images; None = automatic
             device: ``"cpu"``, ``"cuda:0"`` and so on; None = the best there is

@@ -80,9 +80,10 @@ def params_of(settings: Settings, skip_existing: bool, existing: str | None) -> 
     """The inverse of :func:`settings_of`."""
     from ..inference import checkpoints
 
-    names = ("label_field", "model", "keypoints", "storage", "resolution", "dtype", "floor", "flip", "precision")
+    always = ("label_field", "model", "keypoints", "storage", "resolution", "dtype", "floor")
+    names = (*always, "flip", "precision", "all_groups")
     optional = ("input_size", "batch_size", "num_readers", "device")
-    params = {name: getattr(settings, name) for name in (*names, "all_groups")}
+    params = {name: getattr(settings, name) for name in names}
     params |= {name: getattr(settings, name) for name in optional if getattr(settings, name) is not None}
     paths = {"checkpoint": settings.checkpoint, "maps_dir": settings.maps_dir}
     params |= {name: forms.path_param(path) for name, path in paths.items() if path}

@@ -20,7 +20,8 @@ class Batches(Dataset):
 
     Args:
         photos: to draw from
-        options: the ``data`` part of the configuration
+        options: the ``data`` part of the configuration; its ``mosaic``, if there is one, says by set which share of the
+            crops are four crops of half their side
         seed: another seed, another sequence of batches
         group: so many batches in a row have crops of the same size (one for each process of a step)
         alarms: what `training.mine` found, (x, y, value) in photo pixels by ``<source>/<id>``
@@ -39,8 +40,11 @@ class Batches(Dataset):
         self.options, self.seed, self.group, self.alarms = options, seed, group, alarms or {}
         self.sets = {name: [p for p in photos if p.set_name == name] for name in options["sets"]}
         empty = [name for name, members in self.sets.items() if not members]
+        empty += [name for name in options.get("mosaic", {}) if name not in options["sets"]]
         if empty:
-            raise ValueError(f"No photos of the sets {', '.join(empty)}: remove them from 'sets' in the configuration.")
+            raise ValueError(
+                f"No photos of the sets {', '.join(empty)}: remove them from 'sets' and 'mosaic' in the configuration."
+            )
         shares = np.array([options["sets"][name] for name in self.sets], float)
         self.shares = shares / shares.sum()
 
@@ -53,8 +57,8 @@ class Batches(Dataset):
         rng = np.random.default_rng((self.seed, number, 1))
         samples = []
         for name in rng.choice(list(self.sets), count, p=self.shares):
-            of_four = self.options.get("mosaic", {}).get(name, 0)
-            if of_four and rng.random() < of_four:
+            mosaics = self.options.get("mosaic", {}).get(name, 0)
+            if mosaics and rng.random() < mosaics:
                 samples.append(mosaic([self._crop(name, size // 2, rng) for _ in range(4)]))
             else:
                 samples.append(self._crop(name, size, rng))

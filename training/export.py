@@ -85,7 +85,7 @@ def export(
     if pose_refiner:
         if not pose_prior:
             raise ValueError("A pose refiner needs a pose prior, which says how large people are.")
-        PoseRefiner.from_state(pose_refiner, COCO.flip, COCO.sigmas)
+        PoseRefiner.from_state(pose_refiner, COCO)
         weights |= {POSE_REFINER + k: v.half() for k, v in pose_refiner.items() if "num_batches_tracked" not in k}
     broken = [k for k, v in weights.items() if not torch.isfinite(v).all()]
     if broken:

@@ -9,6 +9,7 @@ from typing import Any
 import fiftyone as fo
 import fiftyone.operators as foo
 import pytest
+import torch
 from fiftyone.operators.executor import ExecutionContext, ExecutionError, Executor
 
 from inference import pipeline, runs
@@ -75,6 +76,18 @@ def test_values_of_fields_that_the_form_hides_again_do_nothing(dataset: Callable
     assert (told, message["variant"]) == ("notify", "success")
     settings = runs.read_record(made, "pose").settings
     assert (settings["checkpoint"], settings["flip"]) == (None, False)
+
+
+def test_a_precision_is_kept_by_queued_runs_and_told_of_where_it_does_not_help(
+    dataset: Callable, photos: Path, monkeypatch: pytest.MonkeyPatch
+):
+    generation, settings = module("operators.generation"), module("inference.settings")
+    params = generation.params_of(settings.Settings(precision="bfloat16"), True, None)
+    assert generation.settings_of(params).precision == "bfloat16"
+    assert generation.settings_of({**params, "advanced": False}).precision == "float32"
+    monkeypatch.setattr(module("inference.predictor"), "best_precision", lambda _: torch.float32)
+    text = form("generate_heatmaps", dataset([photos / "rocket.jpg"]), {"precision": "bfloat16", "advanced": True})
+    assert "is not faster with bfloat16: choose the precision float32" in text
 
 
 def test_the_form_counts_the_samples_that_the_run_will_do(dataset: Callable, photos: Path, tmp_path: Path):

@@ -1,5 +1,6 @@
 """What a run adds to a dataset, and what happens when it runs again."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -464,10 +465,18 @@ def test_bfloat16_is_used_only_when_asked_for_and_only_where_the_device_computes
     fast = read(made.first().pose_max.map_path)
     assert (exact != fast).any()
     assert abs(exact.astype(float) - fast).mean() < 2
-    assert runs.read_record(made, "pose").settings["precision"] == "bfloat16"
+    record = runs.read_record(made, "pose")
+    assert record.settings["precision"] == "bfloat16"
+    older = {name: value for name, value in record.settings.items() if name != "precision"}
+    runs.save_record(made, dataclasses.replace(record, settings=older))
+    for precision in ("float32", "bfloat16"):  # of an earlier version it is not known, so any may go on
+        assert run(made, tmp_path, precision=precision).skipped == 1
+        runs.save_record(made, dataclasses.replace(record, settings=older))
 
     monkeypatch.setattr(predictor, "best_precision", lambda _: torch.float32)
-    with pytest.raises(ValueError, match="'cpu' of this machine does not compute with bfloat16: choose float32"):
+    with pytest.raises(
+        ValueError, match="'cpu' of this machine is not faster with bfloat16: choose the precision float32"
+    ):
         run(made, tmp_path, precision="bfloat16", skip_existing=False)
     assert made.values("pose_status") == ["done"]
 

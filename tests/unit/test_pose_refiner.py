@@ -39,6 +39,7 @@ from inference.pose_refiner import (
     likeliest,
     smoothed,
     to_cells,
+    values_at,
 )
 from inference.predictor import Predictor
 from training import refine_poses
@@ -139,6 +140,17 @@ def test_a_place_is_found_between_cells_where_the_finer_map_has_it() -> None:
     assert errors.mean() < 0.6 * before.mean(), "the map tells more"
     dark = refiner._locate(shares, windows, 0 * heatmaps, SHAPE)[0].numpy()
     assert np.linalg.norm(dark - off, axis=1).max() < 0.3 * cell, "shares decide alone"
+
+
+@pytest.mark.parametrize("size", [(80, 112), SHAPE, (40, 56)])
+def test_values_are_those_of_the_place_whatever_the_size_of_the_maps(size: tuple[int, int]) -> None:
+    rows, columns = ((np.arange(side) + 0.5) / side for side in size)
+    slope = (columns[None] + 10 * rows[:, None]).astype(np.float32)
+    maps = np.stack([slope, -slope])
+    places = torch.tensor([[[[112.0, 80.0], [56.0, 120.0], [-30.0, 400.0]], [[112.0, 80.0]] * 3]])
+    seen = values_at(maps, places, SHAPE)
+    assert seen[0, 0].tolist() == pytest.approx([5.5, 7.75, slope[-1, 0]], abs=1e-3), "beyond the edge as at the edge"
+    assert seen[0, 1].tolist() == [0, 0, 0]
 
 
 def test_smoothed_shares_have_their_top_where_most_of_them_are_near() -> None:
@@ -511,7 +523,7 @@ def test_it_learns_from_the_people_whom_weights_find(tmp_path: Path, monkeypatch
     for name in first.files:
         np.testing.assert_array_equal(getattr(together, name), np.concatenate([first[name], second[name]]))
     state = load_file(tmp_path / "pose_refiner.safetensors")
-    assert PoseRefiner.from_state(state, COCO.flip, COCO.sigmas).network.head.weight.any()
+    assert PoseRefiner.from_state(state, COCO).network.head.weight.any()
 
     refine_poses.main()  # the same command once more: its time is over
     again = load_file(tmp_path / "pose_refiner.safetensors")

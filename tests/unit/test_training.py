@@ -258,6 +258,8 @@ def test_a_mosaic_is_four_crops_whose_people_stay_where_they_are_seen(
 def test_batches_have_mosaics_of_the_sets_that_ask_for_them(data: Path) -> None:
     photos = read_shards(data)
     options = {**CROPS, "sets": {"lspet": 1}, "mosaic": {"lspet": 1}}
+    with pytest.raises(ValueError, match="flickr8k: remove them from 'sets' and 'mosaic'"):
+        Batches(photos, {**options, "mosaic": {"flickr8k": 1}}, seed=1)
     batch, plain = Batches(photos, options, seed=1)[5], Batches(photos, {**options, "mosaic": {}}, seed=1)[5]
     assert batch["image"].shape == plain["image"].shape == (2, 64, 64, 3)
     assert ((batch["places"][..., 2] > 0).any(2).sum(1) > 1).any()
