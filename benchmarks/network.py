@@ -1,10 +1,10 @@
-"""How fast the network is as this plugin runs it, beside the plain one: `python -m benchmarks.network [--json]`.
+"""How fast the network is as this plugin runs it at its fastest, beside the plain one: `python -m benchmarks.network`.
 
-The plain one is the same network in eager float32, channels first, its batch norms not folded. Both run in turns, in
-one process, on inputs of `--input-size` squared; the best of several rounds counts. On a CPU `speedup` compares both
-with all cores on one batch; `cpu_…` and `speedup_cpu` count seconds of the processor instead of the clock's, one core
-at work, and say more where the machine has other things to do. Weights are reproducible random numbers: the speed does
-not depend on them.
+At its fastest means in bfloat16 where the hardware computes with that, which is a setting of runs. The plain one is the
+same network in eager float32, channels first, its batch norms not folded. Both run in turns, in one process, on inputs
+of `--input-size` squared; the best of several rounds counts. On a CPU `speedup` compares both with all cores on one
+batch; `cpu_…` and `speedup_cpu` count seconds of the processor instead of the clock's, one core at work, and say more
+where the machine has other things to do. Weights are reproducible random numbers: the speed does not depend on them.
 """
 
 from __future__ import annotations
