@@ -3,7 +3,7 @@
 Writes `<assets>/<name>.safetensors` (fp16, the exponential moving average, with their smoothing, a context gate and a
 calibration fitted on the held-out photos of `--data`, a pose prior fitted on its training photos, and the pose refiner
 that is given) and `<assets>/<name>.json`, which says what the weights are. Both are written under a temporary name and
-renamed, so that a reader never sees half a file.
+renamed, so that a reader never sees half a file. With `--card` it also measures them for the model card.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import argparse
 import datetime
 import hashlib
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from inference.calibration import Calibration
 from inference.checkpoint_files import POSE_REFINER, read
+from inference.checkpoints import ASSETS
 from inference.context import ContextGate
 from inference.joints import COCO
 from inference.network import HigherHRNet, NetworkConfig, check_smoothing
@@ -143,13 +146,18 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the training shards")
     parser.add_argument("--name", default="higherhrnet-lite-coco")
     parser.add_argument("--input-size", type=int, default=256)
-    parser.add_argument("--assets", type=Path, default=Path("assets"))
+    parser.add_argument("--assets", type=Path, default=ASSETS)
     parser.add_argument("--average", type=Path, help="a .safetensors file, such as the run's start, to average with")
     parser.add_argument("--share", type=float, default=0.6, help="of the run in that average (default: %(default)s)")
     parser.add_argument("--smoothing", type=float, default=0.0, help="deviation of a Gaussian, input pixels")
     parser.add_argument("--pose-refiner", type=Path, help="what training.refine_poses wrote; else none")
     parser.add_argument("--photos-seen", type=int, help="training photos behind the weights, if not the run's")
+    parser.add_argument(
+        "--card", type=Path, help="a folder with val/ and person_free/: measure, and fill the model card"
+    )
     arguments = parser.parse_args()
+    if arguments.card and arguments.assets.resolve() != ASSETS:
+        parser.error(f"--card is about the weights that the plugin brings: leave --assets at {ASSETS}.")
     trained = read_trained(arguments.run, arguments.weights)
     config, state = trained.config, trained.state
     photos = arguments.photos_seen or trained.photos or 0
@@ -175,6 +183,9 @@ def main() -> None:
         load_file(arguments.pose_refiner) if arguments.pose_refiner else None,
     )
     print(json.dumps({**about, "calibration": calibration.knots}, indent=2))
+    if arguments.card:  # a process of its own: this one knows the weights that were there before
+        command = [sys.executable, "-m", "training.card", "--data", str(arguments.card), "--name", arguments.name]
+        subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

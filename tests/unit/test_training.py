@@ -480,6 +480,24 @@ def test_evaluation_and_export_hold_out_what_training_did(data: Path, tmp_path: 
     assert len(seen) == 4
     assert others
     assert not {photo.key for photo in others} & {photo.key for photo in seen}
+    monkeypatch.setattr("sys.argv", [*arguments, "--assets", str(tmp_path / "assets"), "--card", str(data)])
+    with pytest.raises(SystemExit):
+        exporting.main()
+    assert "leave --assets at" in capsys.readouterr().err
+
+
+def test_export_fills_the_model_card_when_asked_to(data: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    training.train(data, OPTIONS, tmp_path / "run")
+    ran: list[list[str]] = []
+    monkeypatch.setattr(exporting, "ASSETS", tmp_path)
+    monkeypatch.setattr(exporting, "fit_pose_prior", lambda photos: None)
+    monkeypatch.setattr(exporting.subprocess, "run", lambda command, check: ran.append(command[1:]))
+    arguments = ["export", "--data", str(data), "--run", str(tmp_path / "run"), "--input-size", "64", "--name", "mine"]
+    for more in ([], ["--card", "here"]):
+        monkeypatch.setattr("sys.argv", [*arguments, *more])
+        exporting.main()
+    assert (tmp_path / "mine.safetensors").is_file()
+    assert ran == [["-m", "training.card", "--data", "here", "--name", "mine"]]
 
 
 def test_a_run_without_a_check_can_be_plotted(tmp_path: Path) -> None:
