@@ -27,7 +27,7 @@ REACH = 0.25  # of the input's short side
 LOWEST = 0.05  # peaks below are not looked at
 # What all peaks of a kind weigh together: on joints, where nobody is in the picture, and away from those who are there.
 # Joints weigh little: people are found on the maps before the gate, and what it dims there is dimmed for the eye only.
-WEIGHTS = {"joint": 0.35, "person-free": 1.0, "background": 0.4}
+WEIGHTS = {"joint": 0.2, "person-free": 1.0, "background": 0.4}
 UNIT = 0.2  # of evidence, to which
 DECAY = 0.001  # of the squared weights is meant
 
