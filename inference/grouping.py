@@ -235,7 +235,10 @@ def _match(candidates: list[Array], order: tuple[int, ...], config: GroupingConf
         if known and len(found):
             distance = np.sqrt(((found[:, None, 3:] - (tag_sums[:known] / tag_counts[:known])) ** 2).sum(axis=2))
             cost = np.full((len(found), max(known, len(found))), 1e10, np.float32)  # columns for "a new person"
-            cost[:, :known] = np.round(distance) * 100 - found[:, 2:3]
+            # As published, many ways to match cost the same, and the last bit of a sum decides between them: rounded,
+            # near tags are equally near; and so are two on the same side of two others. Squares tell them apart.
+            apart = distance + distance**2 / 10 if config.prior else np.round(distance)
+            cost[:, :known] = apart * 100 - found[:, 2:3]
             rows, columns = linear_sum_assignment(cost)
             near = columns < known
             near[near] = distance[rows[near], columns[near]] < config.tag_threshold

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from inference import checkpoints
-from inference.grouping import GroupingConfig, group
+from inference.grouping import GroupingConfig, _match, group
 from inference.joints import COCO
 from inference.pose_prior import SMALLEST, PosePrior
 from inference.predictor import Predictor
@@ -92,6 +92,19 @@ def test_people_with_alike_tags_are_told_apart_by_their_poses() -> None:
         assert len(joints) == 2
         off = [min(np.abs(each[:, :2] - whole).max() for whole in people) for each in joints]
         assert all(distance > 60 if mixed else distance <= 1 for distance in off), config
+
+
+def test_which_of_two_near_people_a_joint_is_of_does_not_hang_on_the_last_bit_of_its_value() -> None:
+    people = np.array([[10, 10, 0.5, 0.0], [50, 10, 0.5, 0.3]], np.float32)
+    joints = np.array([[10, 40, 0.5, 0.35], [50, 40, 0.5, 0.45]], np.float32)  # tags apart in all: 0.5 either way
+    pairs: dict[bool, set[tuple[float, float]]] = {True: set(), False: set()}
+    for known in pairs:
+        config = GroupingConfig(prior=prior() if known else None)
+        for order in ([0, 1], [1, 0]):  # of two values that differ by nothing
+            for person in _match([people, joints[order]], (0, 1), config):
+                pairs[known].add((float(person[0, 0]), float(person[1, 0])))
+    assert pairs[True] == {(10, 10), (50, 50)}
+    assert len(pairs[False]) == 4, "as published"
 
 
 def test_a_joint_that_a_person_lacks_is_looked_for_near_the_person() -> None:
