@@ -43,7 +43,7 @@ def test_it_is_stored_with_the_weights_and_used_by_the_predictor(rewritten: Call
     maps = {}
     for calibration in ("[]", json.dumps(KNOTS)):
         model = checkpoints.load(checkpoint=rewritten(calibration=calibration))
-        predictor = Predictor(model.network, model.entry.joint_set.flip, 128, device="cpu", precision=torch.float32)
+        predictor = Predictor(model.network, model.entry.joint_set.flip, 256, device="cpu")
         maps[calibration] = predictor.predict([predictor.prepare(photo)]).heatmaps
     plain, calibrated = maps.values()
     assert plain.max() > 0.2
