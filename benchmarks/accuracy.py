@@ -37,7 +37,7 @@ from inference.images import read_image
 from inference.joints import COCO as JOINTS
 from inference.joints import JointSet
 from inference.labels import Seen, find_people, keypoints, see
-from inference.predictor import PRECISIONS, Predictor, PreparedImage, find_precision
+from inference.predictor import PRECISIONS, Predictor, PreparedImage
 from inference.settings import Settings
 
 THRESHOLD = 0.2
@@ -206,16 +206,16 @@ def main() -> None:
     arguments = parser.parse_args()
 
     model = checkpoints.load(arguments.model, arguments.checkpoint)
-    input_size = arguments.input_size or model.entry.input_size
-    predictor = Predictor(
-        model.network,
-        model.entry.joint_set.flip,
-        input_size,
-        arguments.flip,
-        arguments.scales,
-        arguments.device,
-        find_precision(arguments.precision, arguments.device),
+    settings = Settings(
+        model=arguments.model,
+        checkpoint=arguments.checkpoint,
+        input_size=arguments.input_size,
+        flip=arguments.flip,
+        scales=tuple(arguments.scales),
+        precision=arguments.precision,
+        device=arguments.device,
     )
+    predictor = settings.predictor(model)
     with contextlib.redirect_stdout(io.StringIO()):
         annotations = COCO(str(arguments.annotations))
     figures = measure(predictor, model.entry.joint_set, arguments.images, annotations, arguments.person_free)

@@ -34,7 +34,7 @@ import torch
 
 from inference import checkpoints, pipeline
 from inference.images import read_image
-from inference.predictor import PRECISIONS, Predictor, PreparedImage, find_precision
+from inference.predictor import PRECISIONS, Predictor, PreparedImage
 from inference.settings import STORAGES, Settings
 
 from .photos import write_cuttings
@@ -143,16 +143,7 @@ def run_once(paths: Iterable[Path], settings: Settings, count: int) -> Run:
 def measure(settings: Settings, images: list[Path], count: int, rounds: int) -> dict[str, float]:
     """All numbers; a person sees how it goes on the terminal."""
     model = checkpoints.load(settings.model, settings.checkpoint)
-    input_size = settings.input_size or model.entry.input_size
-    predictor = Predictor(
-        model.network,
-        model.entry.joint_set.flip,
-        input_size,
-        settings.flip,
-        settings.scales,
-        settings.device,
-        find_precision(settings.precision, settings.device),
-    )
+    predictor = settings.predictor(model)
     prepared = [predictor.prepare(read_image(str(path))) for path in images[:WARM_UP]]
     shape = Counter(image.shape for image in prepared).most_common(1)[0][0]
     image = next(image for image in prepared if image.shape == shape)

@@ -24,7 +24,7 @@ from . import checkpoints, runs
 from .cores import usable_cores
 from .labels import Labeller, Seen, see
 from .map_files import MapWriter
-from .predictor import Predictor, PreparedImage, find_precision
+from .predictor import PreparedImage
 from .settings import Settings, default_maps_dir
 
 
@@ -42,20 +42,11 @@ class PoseHeatmapModel(fom.SamplesMixin, fom.Model):
     def __init__(self, settings: Settings):
         super().__init__()
         loaded = checkpoints.load(settings.model, settings.checkpoint)
-        input_size = settings.input_size or loaded.entry.input_size
         self.settings = settings
         self.joint_set = loaded.entry.joint_set
         self.run_id = runs.new_run_id()
         self.config = SimpleNamespace()  # FiftyOne asks it for settings that this model does not have
-        self._predictor = Predictor(
-            loaded.network,
-            self.joint_set.flip,
-            input_size,
-            settings.flip,
-            settings.scales,
-            settings.device,
-            find_precision(settings.precision, settings.device),
-        )
+        self._predictor = settings.predictor(loaded)
         self._in_memory = Labeller(settings, self.joint_set, None)
         self._files: MapWriter | None = None
         self._preprocess = True

@@ -12,7 +12,7 @@ import fiftyone as fo
 from . import checkpoints, runs
 from .joints import JointSet
 from .maps import DTYPES, RESOLUTIONS
-from .predictor import PRECISIONS, check_sizes
+from .predictor import PRECISIONS, Predictor, check_sizes, find_precision
 from .runs import default_maps_dir
 
 STORAGES = ("files", "memory")
@@ -99,6 +99,22 @@ class Settings:
             input_size=self.input_size or entry.input_size,
             scales=tuple(float(scale) for scale in self.scales),
             maps_dir=maps_dir,
+        )
+
+    def predictor(self, model: checkpoints.LoadedModel) -> Predictor:
+        """Runs a model with these settings.
+
+        Raises:
+            ValueError: if the device is not there, or lacks the precision
+        """
+        return Predictor(
+            model.network,
+            model.entry.joint_set.flip,
+            self.input_size or model.entry.input_size,
+            self.flip,
+            self.scales,
+            self.device,
+            find_precision(self.precision, self.device),
         )
 
     def recorded(self) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from torch.nn import functional
 
 from inference.checkpoint_files import read
 from inference.network import HigherHRNet, NetworkConfig
-from inference.predictor import best_precision
 from training.dataset import HELD_OUT, Photo, labelled, read_shards, split, warp, whole_affine
 from training.losses import normalise
 
@@ -47,11 +46,6 @@ def strip_without_people(photo: Photo) -> tuple[int, int, int, int] | None:
     x0, y0, x1, y1 = max(strips, key=lambda s: (s[2] - s[0]) * (s[3] - s[1]))
     short, long = sorted((x1 - x0, y1 - y0))
     return (x0, y0, x1, y1) if short >= 120 and long <= 2.5 * short else None
-
-
-def mixed_precision(device: torch.device, wanted: bool = True) -> torch.autocast:
-    """bfloat16 where the hardware computes with it; elsewhere a CPU would need twenty times as long as in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and best_precision(device) is torch.bfloat16)
 
 
 @torch.inference_mode()

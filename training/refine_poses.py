@@ -51,8 +51,8 @@ from inference.pose_refiner import (
 )
 from inference.predictor import Predictor, best_precision, choose_device
 from training.dataset import HELD_OUT, Photo, labelled, read_shards, split, trusted
-from training.evaluate import SEGMENT, mixed_precision
-from training.train import Ema, learning_rate, must_be_finite, save, write
+from training.evaluate import SEGMENT
+from training.train import Ema, learning_rate, mixed_precision, must_be_finite, save, write
 
 Array = NDArray[np.floating]
 OTHER_SETS = ("people", "openimages", "lspet", "flickr8k")
@@ -160,8 +160,13 @@ def collect_all(weights: Path, input_size: int, photos: list[Photo], folder: Pat
         ValueError: if the weights have no pose prior, or the folder's windows are of other weights or photos
     """
     drawn = hashlib.sha256("\n".join(photo.key for photo in photos).encode()).hexdigest()
-    made_of = {"weights": file_sha256(weights), "input_size": input_size, "photos": drawn, "chunk": CHUNK}
-    made_of["looks"] = LOOKS
+    made_of = {
+        "weights": file_sha256(weights),
+        "input_size": input_size,
+        "photos": drawn,
+        "chunk": CHUNK,
+        "looks": LOOKS,
+    }
     about = folder / "windows.json"
     if about.exists() and json.loads(about.read_text()) != made_of:
         raise ValueError(f"{folder} has windows of other weights or photos; choose another folder, or empty it.")

@@ -28,9 +28,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from inference.network import HigherHRNet, NetworkConfig
+from inference.predictor import best_precision
 from training.batches import Batches
 from training.dataset import read_shards, split
-from training.evaluate import evaluate, held_out_subset, mixed_precision, network_map
+from training.evaluate import evaluate, held_out_subset, network_map
 from training.losses import halve_mask, heatmap_loss, normalise, place_loss, schedule, tag_loss
 from training.start import check_edition, restart_tags, start_from
 
@@ -90,6 +91,11 @@ def learning_rate(progress: float, step: int, options: dict) -> float:
     """Linear warm-up in steps, then a cosine over the run down to 1%."""
     cosine = 0.01 + 0.99 * (1 + math.cos(math.pi * min(progress, 1))) / 2
     return options["learning_rate"] * cosine * min(1, (step + 1) / options["warm_up"])
+
+
+def mixed_precision(device: torch.device, wanted: bool = True) -> torch.autocast:
+    """bfloat16 where the hardware computes with it; elsewhere a CPU would need twenty times as long as in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and best_precision(device) is torch.bfloat16)
 
 
 def losses(network: Callable, batch: dict[str, Tensor], progress: float, options: dict) -> dict[str, Tensor]:
