@@ -234,11 +234,13 @@ def _match(candidates: list[Array], order: tuple[int, ...], config: GroupingConf
         new: Iterable[int] = range(len(found))
         if known and len(found):
             distance = np.sqrt(((found[:, None, 3:] - (tag_sums[:known] / tag_counts[:known])) ** 2).sum(axis=2))
-            cost = np.full((len(found), max(known, len(found))), 1e10, np.float32)  # columns for "a new person"
-            # As published, many ways to match cost the same, and the last bit of a sum decides between them: rounded,
-            # near tags are equally near; and so are two on the same side of two others. Squares tell them apart.
-            apart = distance + distance**2 / 10 if config.prior else np.round(distance)
-            cost[:, :known] = apart * 100 - found[:, 2:3]
+            cost = np.full((len(found), max(known, len(found))), 1e10)  # columns for "a new person"
+            cost[:, :known] = np.round(distance) * 100 - found[:, 2:3]
+            if config.prior:
+                # As published, near tags are equally near, many ways to match cost the same, and the last bit of a sum
+                # decides between them. Here, strong candidates are for strong people, and near tags are nearer.
+                strength = _mean_found(people[:known, :, 2])
+                cost[:, :known] += (found[:, 2:3] - strength) ** 2 / 10 + distance**2 / 100
             rows, columns = linear_sum_assignment(cost)
             near = columns < known
             near[near] = distance[rows[near], columns[near]] < config.tag_threshold
@@ -251,6 +253,11 @@ def _match(candidates: list[Array], order: tuple[int, ...], config: GroupingConf
             people[index, joint] = found[row]
             tag_sums[index], tag_counts[index] = found[row, 3:], 1
     return people[: len(by_tag)]
+
+
+def _mean_found(values: Array) -> Array:
+    """The mean of each person's values (P, K) over the joints that were found: (P,)."""
+    return values.sum(axis=1) / (values > 0).sum(axis=1)
 
 
 def _posed(people: Array, prior: PosePrior) -> tuple[Indices, NDArray, NDArray, NDArray]:

@@ -107,6 +107,14 @@ def test_which_of_two_near_people_a_joint_is_of_does_not_hang_on_the_last_bit_of
     assert len(pairs[False]) == 4, "as published"
 
 
+def test_where_tags_are_equally_near_the_stronger_joint_is_the_stronger_persons() -> None:
+    people = np.array([[10, 10, 0.8, 0.0], [50, 10, 0.3, 0.1]], np.float32)
+    joints = np.array([[10, 40, 0.7, 0.05], [50, 40, 0.2, 0.05]], np.float32)
+    for order in ([0, 1], [1, 0]):
+        matched = _match([people[order], joints], (0, 1), GroupingConfig(prior=prior()))
+        assert (matched[:, 0, 0] == matched[:, 1, 0]).all()
+
+
 def test_a_joint_that_a_person_lacks_is_looked_for_near_the_person() -> None:
     whole = person(40, 50)
     heatmaps, tags = scene([whole], [1.0], [0.6])
