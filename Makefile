@@ -75,10 +75,10 @@ app: install
 	@echo "==> Starting the FiftyOne App"
 	@$(RUN) -m benchmarks.app $(if $(DATASET),'$(DATASET)')
 
-# TESTS=tests/unit runs a part of them
+# TESTS=tests/unit runs a part of them. Two processes, of one thread each: more would wait for each other on two cores.
 test: install
 	@echo "==> Tests: $(or $(TESTS),unit, dataset, workers, and app in a real browser)"
-	@'$(BIN)/python' -m pytest -v -rs --durations=10 $(TESTS)
+	@OMP_NUM_THREADS=1 '$(BIN)/python' -m pytest -n 2 --dist loadfile -v -rs --durations=10 $(TESTS)
 
 lint: install
 	@echo "==> ruff check"
