@@ -2,7 +2,7 @@
 
 MongoDB is started here and handed to FiftyOne as a URI: left alone, FiftyOne would attach to whichever one is already
 running for this user, with the user's own datasets in it. Where FIFTYONE_DATABASE_URI is set, that server is used, with
-a database of its own that is dropped at the end.
+a database of its own that is dropped at the end; so do the processes of `pytest -n` with that of the first one.
 """
 
 import os
