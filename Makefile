@@ -75,7 +75,7 @@ app: install
 	@echo "==> Starting the FiftyOne App"
 	@$(RUN) -m benchmarks.app $(if $(DATASET),'$(DATASET)')
 
-# TESTS=tests/unit runs a part of them. Two processes, of one thread each: more would wait for each other on two cores.
+# TESTS=tests/unit runs a part of them. Two processes, of one thread each: on two cores more threads wait for each other.
 test: install
 	@echo "==> Tests: $(or $(TESTS),unit, dataset, workers, and app in a real browser)"
 	@OMP_NUM_THREADS=1 '$(BIN)/python' -m pytest -n 2 --dist loadfile -v -rs --durations=10 $(TESTS)
